@@ -1,0 +1,1 @@
+"""The training room: turns gradients into steps. It knows no model, no data and no launcher."""

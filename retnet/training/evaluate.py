@@ -1,0 +1,54 @@
+"""The loss on held-out rows, by all ranks. It changes nothing: not the weights, not the random
+numbers of training, not the module's mode."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from retnet.training.step import IGNORED, to_device
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What the module scored on a set of rows; the same on every rank."""
+
+    loss: float
+    """Mean over the targets, in nats."""
+    nats: float
+    """Sum over the targets, in nats."""
+    tokens: int
+    """Targets that counted."""
+
+
+@torch.no_grad()
+def evaluate(
+    engine: deepspeed.DeepSpeedEngine, batches: Iterable[dict[str, Tensor]]
+) -> EvaluationResult:
+    """Sums token losses over the batches of all ranks, in float64; collective.
+
+    Every rank brings the same number of batches (the module's keyword arguments, `shift_labels`
+    among them); a short rank fills up with rows whose labels are all -100.
+
+    Raises:
+        ValueError: there was no target in any batch.
+    """
+    was_training = engine.module.training
+    devices = [engine.device] if engine.device.type == "cuda" else []
+    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)  # nats, targets
+    one = torch.ones((), device=engine.device)  # the module's divisor: keeps the sum a sum
+    engine.eval()
+    with torch.random.fork_rng(devices=devices):
+        for batch in batches:
+            batch = to_device(batch, engine.device)
+            totals[0] += engine(**batch, num_items_in_batch=one).loss
+            totals[1] += (batch["shift_labels"] != IGNORED).sum()
+    engine.train(was_training)
+    dist.all_reduce(totals)
+    nats, tokens = totals.tolist()
+    if tokens == 0:
+        raise ValueError("the evaluation rows hold no target: the held-out split is empty.")
+    return EvaluationResult(nats / tokens, nats, int(tokens))

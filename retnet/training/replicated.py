@@ -1,0 +1,104 @@
+"""The optimizer of ZeRO stage 0: every rank holds everything, in float32 where it matters.
+
+DeepSpeed has no such thing: below stage 1 it accumulates bfloat16 gradients in bfloat16 and
+refuses a float32 accumulation. So the engine is run in its float32 mode, and this
+wrapper keeps what the ZeRO wrappers keep: float32 master weights, float32 gradients summed over
+micro-steps, the norm, the clipping, and the refusal of a step that is not finite. It is duck-typed
+to what `deepspeed.runtime.engine` asks of an optimizer, and used by nobody else.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ReplicatedOptimizer:
+    """Master weights and clipping around a plain optimizer; a float32 weight is its own master."""
+
+    def __init__(self, inner: torch.optim.Optimizer, *, gradient_clipping: float) -> None:
+        """Replaces the low-precision weights in the groups of `inner` by float32 masters."""
+        self.inner = inner
+        self.overflow = False  # DeepSpeed reads it: True says that the step was not taken
+        self._global_grad_norm: Tensor | float = 0.0  # DeepSpeed reads it
+        self._max_norm = gradient_clipping or float("inf")
+        self._weights: list[Tensor] = []
+        self._masters: list[Tensor] = []
+        for group in inner.param_groups:
+            masters = [self._master_of(weight) for weight in group["params"]]
+            self._weights.extend(group["params"])
+            self._masters.extend(masters)
+            group["params"] = masters
+
+    def _master_of(self, weight: Tensor) -> Tensor:
+        if weight.dtype == torch.float32:
+            return weight
+        master = weight.detach().float().requires_grad_()
+        weight.register_post_accumulate_grad_hook(_accumulate_into(master))
+        return master
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of the inner optimizer."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """The state of the inner optimizer, by master weight."""
+        return self.inner.state
+
+    def masters(self) -> dict[Tensor, Tensor]:
+        """The float32 weight of each of the module's weights."""
+        return dict(zip(self._weights, self._masters, strict=True))
+
+    def get_grads_for_reduction(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """The float32 gradients that DeepSpeed averages over the ranks, in place."""
+        for master in self._masters:
+            if master.grad is None:  # unused on this rank, perhaps used on another
+                master.grad = torch.zeros_like(master)
+        return [master.grad for master in self._masters], {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Clips and steps, or does nothing where the gradient's norm is not finite."""
+        self._global_grad_norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm)
+        self.overflow = not bool(torch.isfinite(self._global_grad_norm))
+        if not self.overflow:
+            self.inner.step()
+            lower = [
+                (weight, master)
+                for weight, master in zip(self._weights, self._masters, strict=True)
+                if weight is not master
+            ]
+            if lower:
+                torch._foreach_copy_([pair[0] for pair in lower], [pair[1] for pair in lower])
+        for master in self._masters:
+            master.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner state and the master weights."""
+        return {
+            "inner": self.inner.state_dict(),
+            "masters": [master.detach() for master in self._masters],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; the module's own weights are loaded by DeepSpeed."""
+        self.inner.load_state_dict(state["inner"])
+        for master, saved in zip(self._masters, state["masters"], strict=True):
+            master.copy_(saved)
+
+
+def _accumulate_into(master: Tensor) -> Callable[[Tensor], None]:
+    """A hook that moves a weight's fresh gradient into the float32 sum of its master."""
+
+    def accumulate(weight: Tensor) -> None:
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad.add_(weight.grad)
+        weight.grad = None
+
+    return accumulate
