@@ -1,0 +1,1 @@
+"""On which tokens: text sources, the tokenizer, canonical streams, packed rows and the loader."""

@@ -1,0 +1,28 @@
+"""What the validation loss is measured against: two compressors that need no training run.
+
+Both are computed on the same held-out documents, in bits per UTF-8 byte. They are no baseline
+models; they say what is easy.
+"""
+
+import gzip
+import math
+from collections import Counter
+
+from data.tokenizer import Tokenizer
+
+
+def yardsticks(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
+    """{"unigram": ..., "gzip": ...} in bits per byte of all `texts`, which must not be empty.
+
+    unigram: empirical entropy of the tokens, each document's <eos> included. gzip: `gzip -9`
+    document by document, headers included.
+    """
+    size = sum(len(text.encode()) for text in texts)
+    counts: Counter[int] = Counter()
+    for text in texts:
+        counts.update(tokenizer.encode(text))
+        counts[tokenizer.eos_id] += 1
+    total = counts.total()
+    bits = -sum(count * math.log2(count / total) for count in counts.values())
+    packed = sum(len(gzip.compress(text.encode(), 9, mtime=0)) for text in texts)
+    return {"unigram": bits / size, "gzip": 8 * packed / size}
