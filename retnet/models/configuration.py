@@ -1,0 +1,288 @@
+"""What a model is: the public Hugging Face configs of RetNet and NucleusX, and the typed `model=`
+group.
+
+The public classes keep the published field names (`decoder_embed_dim`, ...) so that published
+config.json files load, and answer to the field's standard names through `attribute_map`. Not here:
+modules.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+FORWARD_MODES = ("parallel", "chunkwise", "recurrent")
+
+
+@strict
+class RetentionConfig(PreTrainedConfig):
+    """Fields that RetNet and NucleusX share.
+
+    vocab_size, decoder_layers (L), decoder_embed_dim (D), decoder_retention_heads (H),
+    decoder_value_embed_dim (H * V), decoder_ffn_embed_dim: sizes; key width per head K = D / H,
+    which must be even. forward_mode: "parallel", "chunkwise" or "recurrent": how sequences of
+    several tokens are computed. recurrent_chunk_size: tokens per chunk of the chunkwise form.
+    use_lm_decay: decays 1 - exp(linspace(ln 1/32, ln 1/512, H)) instead of 1 - 2^(-5-h).
+    no_scale_embedding: leave out the factor sqrt(D) on embeddings.
+    deepnorm: post-norm with the residual scaled by (2L)^(1/4) (arXiv:2203.00555); implies not
+    decoder_normalize_before. groupnorm_eps: eps of the norm over each head's output.
+    z_loss_coeff: weight of mean(logsumexp(logits)^2). lm_head_initializer_range: None means D^-1/2
+    / 4.
+    """
+
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "hidden_size": "decoder_embed_dim",
+        "num_layers": "decoder_layers",
+        "num_hidden_layers": "decoder_layers",
+        "num_heads": "decoder_retention_heads",
+        "num_attention_heads": "decoder_retention_heads",
+        "value_dim": "decoder_value_embed_dim",
+        "intermediate_size": "decoder_ffn_embed_dim",
+    }
+
+    vocab_size: int = 32000
+    decoder_layers: int = 32
+    decoder_embed_dim: int = 4096
+    decoder_retention_heads: int = 16
+    decoder_value_embed_dim: int = 6912
+    decoder_ffn_embed_dim: int = 6912
+    activation_fn: str = "swish"
+    dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    decoder_normalize_before: bool = True
+    no_scale_embedding: bool = False
+    forward_mode: str = "chunkwise"
+    recurrent_chunk_size: int = 512
+    use_lm_decay: bool = False
+    z_loss_coeff: float | int = 0.0
+    deepnorm: bool = False
+    groupnorm_eps: float = 1e-6
+    initializer_factor: float = 2**-2.5
+    initializer_range: float = 0.02
+    lm_head_initializer_range: float | None = None
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.deepnorm:
+            self.decoder_normalize_before = False
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Raises ValueError on sizes that do not fit together (called by transformers)."""
+        check_sizes(
+            self.decoder_embed_dim,
+            self.decoder_value_embed_dim,
+            self.decoder_retention_heads,
+            ("decoder_embed_dim", "decoder_value_embed_dim", "decoder_retention_heads"),
+        )
+        if self.forward_mode not in FORWARD_MODES:
+            raise ValueError(
+                f"forward_mode={self.forward_mode!r}: needed one of {', '.join(FORWARD_MODES)}"
+            )
+        if self.recurrent_chunk_size < 1:
+            raise ValueError(f"recurrent_chunk_size={self.recurrent_chunk_size}: needed at least 1")
+
+    @property
+    def key_dim(self) -> int:
+        """Key width per head, K."""
+        return self.decoder_embed_dim // self.decoder_retention_heads
+
+
+@strict
+class RetNetConfig(RetentionConfig):
+    """RetNet (arXiv:2307.08621), in both published variants.
+
+    use_glu False: LayerNorm and a two-matrix feed-forward with biases, with a LayerNorm inside it
+    when `subln` (the transformers port). use_glu True: RMSNorm and a gated feed-forward without
+    biases (torchscale since September 2023). norm: "layer_norm" or "rms_norm" overrules that
+    pairing.
+    """
+
+    model_type = "retnet"
+    attribute_map = RetentionConfig.attribute_map | {
+        "embedding_norm": "layernorm_embedding",
+        "norm_eps": "layernorm_eps",
+    }
+
+    use_glu: bool = False
+    norm: str | None = None
+    subln: bool = True
+    layernorm_embedding: bool = True
+    layernorm_eps: float = 1e-6
+    no_scale_embedding: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.norm is None:
+            self.norm = "rms_norm" if self.use_glu else "layer_norm"
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Raises ValueError on sizes or names that do not fit together (called by transformers)."""
+        super().validate_architecture()
+        if self.norm not in ("layer_norm", "rms_norm"):
+            raise ValueError(f"norm={self.norm!r}: needed layer_norm or rms_norm")
+
+
+@strict
+class NucleusXConfig(RetentionConfig):
+    """NucleusX: RetNet with SwiGLU and RMSNorm everywhere."""
+
+    model_type = "nucleus_x"
+    attribute_map = RetentionConfig.attribute_map | {
+        "embedding_norm": "rms_norm_embedding",
+        "norm_eps": "rms_norm_eps",
+    }
+    use_glu: ClassVar[bool] = True
+    norm: ClassVar[str] = "rms_norm"
+    subln: ClassVar[bool] = False
+
+    rms_norm_embedding: bool = True
+    rms_norm_eps: float = 1e-6
+
+
+def check_sizes(hidden: int, value: int, heads: int, keys: tuple[str, str, str]) -> None:
+    """Raises ValueError, naming the keys given, where widths do not divide into heads."""
+    if hidden % heads or (hidden // heads) % 2:
+        raise ValueError(
+            f"{keys[0]}={hidden} does not give {keys[2]}={heads} heads of an even key width; "
+            f"make {keys[0]} a multiple of {2 * heads} or change {keys[2]}"
+        )
+    if value % heads:
+        raise ValueError(
+            f"{keys[1]}={value} does not divide into {keys[2]}={heads} heads; "
+            f"make {keys[1]} a multiple of {heads} or change {keys[2]}"
+        )
+
+
+class Architecture(Enum):
+    """Which family of models."""
+
+    retnet = "retnet"
+    nucleus_x = "nucleus_x"
+
+
+class ForwardMode(Enum):
+    """How a sequence is computed; the result is the same."""
+
+    parallel = "parallel"
+    chunkwise = "chunkwise"
+    recurrent = "recurrent"
+
+
+@dataclass
+class ModelConfig:
+    """What is computed: one architecture and its sizes."""
+
+    architecture: Architecture = Architecture.retnet
+    "retnet or nucleus_x."
+    vocab_size: int = 4096
+    "Rows of the embedding; at least the tokenizer's vocabulary."
+    num_layers: int = 6
+    "Decoder layers, L."
+    hidden_size: int = 256
+    "Width of the residual stream, D."
+    num_heads: int = 4
+    "Retention heads, H; the key width per head is hidden_size / num_heads."
+    value_dim: int = 432
+    "Width of all heads' values together, H * V."
+    intermediate_size: int = 432
+    "Width of the feed-forward."
+    gated: bool = True
+    "retnet: RMSNorm and a gated feed-forward (true), or LayerNorm and a biased plain one (false)."
+    activation: str = "swish"
+    "Feed-forward activation: swish, gelu, relu, ..."
+    embedding_norm: bool = True
+    "Normalize embeddings before the first layer."
+    scale_embedding: bool = True
+    "Multiply embeddings by sqrt(hidden_size)."
+    tie_word_embeddings: bool = False
+    "Use the embedding matrix as the output head."
+    use_lm_decay: bool = False
+    "Decays of the paper's language models (windows of 32 to 512 tokens) instead of 1 - 2^(-5-h)."
+    deepnorm: bool = False
+    "DeepNorm residuals (post-norm)."
+    forward_mode: ForwardMode = ForwardMode.chunkwise
+    "chunkwise, parallel or recurrent; training wants chunkwise."
+    chunk_size: int = 128
+    "Tokens per chunk of the chunkwise form; never changes the result."
+    dropout: float = 0.0
+    "Probability of dropping a residual branch's element, from 0 to 1."
+    activation_dropout: float = 0.0
+    "Probability of dropping an element inside the feed-forward, from 0 to 1."
+    drop_path: float = 0.0
+    "Probability of dropping a whole residual branch in the last layer; linear from 0 in the first."
+    norm_eps: float = 1e-6
+    "Added to the mean square in norms."
+    head_norm_eps: float = 1e-6
+    "Added to the mean square in the norm over each head's output."
+    initializer_range: float = 0.02
+    "Standard deviation of initial feed-forward weights."
+    z_loss: float = 0.0
+    "Weight of mean(logsumexp(logits)^2) in the loss."
+
+    def __post_init__(self) -> None:
+        check_sizes(
+            self.hidden_size,
+            self.value_dim,
+            self.num_heads,
+            ("model.hidden_size", "model.value_dim", "model.num_heads"),
+        )
+        for key in ("vocab_size", "num_layers", "intermediate_size", "chunk_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)}: needed at least 1")
+        for key in ("dropout", "activation_dropout", "drop_path"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)}: needed 0 <= {key} < 1")
+        if self.architecture is Architecture.nucleus_x and not self.gated:
+            raise ValueError(
+                "model.gated=false: NucleusX is always gated; set model.architecture=retnet or "
+                "model.gated=true"
+            )
+
+
+def public_config(
+    config: ModelConfig, bos_token_id: int | None = 1, eos_token_id: int | None = 2
+) -> RetentionConfig:
+    """The Hugging Face config of a `model=` group; what `export/config.json` will hold."""
+    shared = dict(
+        vocab_size=config.vocab_size,
+        decoder_layers=config.num_layers,
+        decoder_embed_dim=config.hidden_size,
+        decoder_retention_heads=config.num_heads,
+        decoder_value_embed_dim=config.value_dim,
+        decoder_ffn_embed_dim=config.intermediate_size,
+        activation_fn=config.activation,
+        no_scale_embedding=not config.scale_embedding,
+        tie_word_embeddings=config.tie_word_embeddings,
+        use_lm_decay=config.use_lm_decay,
+        deepnorm=config.deepnorm,
+        forward_mode=config.forward_mode.value,
+        recurrent_chunk_size=config.chunk_size,
+        dropout=config.dropout,
+        activation_dropout=config.activation_dropout,
+        drop_path_rate=config.drop_path,
+        groupnorm_eps=config.head_norm_eps,
+        initializer_range=config.initializer_range,
+        z_loss_coeff=config.z_loss,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
+    )
+    if config.architecture is Architecture.nucleus_x:
+        return NucleusXConfig(
+            rms_norm_embedding=config.embedding_norm, rms_norm_eps=config.norm_eps, **shared
+        )
+    return RetNetConfig(
+        use_glu=config.gated,
+        subln=not config.gated,
+        layernorm_embedding=config.embedding_norm,
+        layernorm_eps=config.norm_eps,
+        **shared,
+    )

@@ -1,0 +1,194 @@
+"""The retentive decoder that RetNet and NucleusX share: its layers and the bare model.
+
+The architectures' own files give the classes their published names. Not here: retention itself.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from retnet.kernels import Kernels, select_kernels
+from retnet.models.configuration import FORWARD_MODES, RetentionConfig
+from retnet.models.feed_forward import FeedForward, GatedFeedForward
+from retnet.models.initialization import initialize
+from retnet.models.norms import build_norm
+from retnet.models.retention import MultiScaleRetention
+from retnet.models.rotary import Positions, log_decays, token_positions
+from retnet.models.state import RetentionCache
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """x + retention(norm(x)), then x + ffn(norm(x)); with deepnorm norm(alpha x + f(x)) instead."""
+
+    norm_names: ClassVar[tuple[str, str]]
+    "Published names of the norms of the retention and the feed-forward."
+
+    def __init__(self, config: RetentionConfig, kernels: Kernels, index: int) -> None:
+        super().__init__()
+        self.pre_norm = config.decoder_normalize_before
+        self.alpha = (2 * config.num_layers) ** 0.25 if config.deepnorm else 1.0
+        self.drop_path = config.drop_path_rate * index / max(1, config.num_layers - 1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.retention = MultiScaleRetention(config, kernels)
+        self.ffn = GatedFeedForward(config) if config.use_glu else FeedForward(config, kernels)
+        for name in self.norm_names:
+            self.add_module(name, build_norm(config, config.hidden_size, kernels))
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Positions,
+        state: Tensor | None,
+        forward_mode: str,
+        chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, T, D], state [B, H, K, V] or None -> x [B, T, D], state after the last token."""
+        retention_norm, ffn_norm = (getattr(self, name) for name in self.norm_names)
+        branch = retention_norm(x) if self.pre_norm else x
+        branch, state = self.retention(branch, positions, state, forward_mode, chunk_size)
+        x = self.add(x, branch, retention_norm)
+        branch = self.ffn(ffn_norm(x) if self.pre_norm else x)
+        return self.add(x, branch, ffn_norm), state
+
+    def add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
+        """The residual connection, with dropout and, per sequence, stochastic depth
+        (arXiv:1603.09382)."""
+        branch = self.dropout(branch)
+        if self.drop_path and self.training:
+            kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+            branch = branch * kept / (1 - self.drop_path)
+        return x + branch if self.pre_norm else norm(self.alpha * x + branch)
+
+
+class RetentionPreTrainedModel(PreTrainedModel):
+    """What every model of ours tells transformers."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _is_stateful = True  # a state cannot be cropped: no assisted or contrastive decoding
+    # Published checkpoints hold their angles and decays; ours are computed.
+    _keys_to_ignore_on_load_unexpected = [r"rel_pos\.(angle|decay)$", r"decoder\.version"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialize(module, self.config)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # transformers passes over modules of outside code that own no weights themselves, because
+        # such code may overwrite loaded weights; ours initializes a layer's projections from the
+        # layer, through transformers' own functions, which leave loaded weights alone.
+        super()._initialize_weights(module, is_custom_code=False)
+
+
+class DecoderModel(RetentionPreTrainedModel):
+    """Token ids to hidden states."""
+
+    layer_class: ClassVar[type[DecoderLayer]]
+    norm_names: ClassVar[tuple[str, str]]
+    "Published names of the norms after the embedding and after the last layer."
+
+    def __init__(self, config: RetentionConfig, kernels: Kernels | None = None) -> None:
+        """kernels: chosen by `select_kernels`; None takes what is best on the CPU."""
+        super().__init__(config)
+        kernels = kernels or select_kernels()
+        # No padding_idx: where pad is eos, it would keep the eos embedding at zero for ever.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            self.layer_class(config, kernels, index) for index in range(config.num_layers)
+        )
+        for name, wanted in zip(
+            self.norm_names, (config.embedding_norm, config.decoder_normalize_before), strict=True
+        ):
+            norm = build_norm(config, config.hidden_size, kernels) if wanted else nn.Identity()
+            self.add_module(name, norm)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: RetentionCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        forward_mode: str | None = None,
+        recurrent_chunk_size: int | None = None,
+        segment_start: Tensor | None = None,
+    ) -> BaseModelOutputWithPast:
+        """One piece of the stream.
+
+        input_ids [B, T] or inputs_embeds [B, T, D]; attention_mask [B, T], or longer when it covers
+        the past too (0: not in the stream, wherever it is); past_key_values: the state after
+        earlier pieces; segment_start [B, T]: document starts (see `retnet.kernels.reference`);
+        forward_mode, recurrent_chunk_size: the config's unless given. Returns last_hidden_state [B,
+        T, D], past_key_values when `use_cache` (by default the config's in evaluation, never in
+        training) and hidden_states (L + 1).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
+        forward_mode = forward_mode or self.config.forward_mode
+        if forward_mode not in FORWARD_MODES:
+            raise ValueError(f"forward_mode={forward_mode!r}: needed one of {FORWARD_MODES}")
+        chunk_size = recurrent_chunk_size or self.config.recurrent_chunk_size
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        x = self.embed(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
+        positions, after = self.locate(x, attention_mask, past_key_values, segment_start)
+        states, hidden_states = [], []
+        for index, layer in enumerate(self.layers):
+            if output_hidden_states:
+                hidden_states.append(x)
+            state = None if past_key_values is None else past_key_values.states[index]
+            x, state = layer(x, positions, state, forward_mode, chunk_size)
+            states.append(state)
+        x = getattr(self, self.norm_names[1])(x)
+        cache = None
+        if use_cache:
+            past_length = 0 if past_key_values is None else past_key_values.length
+            cache = RetentionCache(states, after, past_length + x.shape[1])
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=(*hidden_states, x) if output_hidden_states else None,
+        )
+
+    def embed(self, embeddings: Tensor) -> Tensor:
+        """Scale, norm and dropout on embeddings [B, T, D]."""
+        if not self.config.no_scale_embedding:
+            embeddings = embeddings * self.config.hidden_size**0.5
+        return self.dropout(getattr(self, self.norm_names[0])(embeddings))
+
+    def locate(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        past: RetentionCache | None,
+        segment_start: Tensor | None,
+    ) -> tuple[Positions, Tensor]:
+        """Where the tokens of x [B, T, D] stand, and each row's position [B] after them."""
+        batch, time = x.shape[:2]
+        mask = None
+        if attention_mask is not None:
+            if attention_mask.ndim != 2 or attention_mask.shape[1] < time:
+                raise ValueError(
+                    f"attention_mask needs shape [{batch}, {time}] (or longer, with the past in "
+                    f"front), got {list(attention_mask.shape)}"
+                )
+            mask = attention_mask[:, -time:].bool()
+        before = None if past is None else past.position
+        position = token_positions(time, before, segment_start, mask, x.device)
+        positions = Positions.at(
+            position,
+            self.config.key_dim,
+            log_decays(self.config.num_heads, self.config.use_lm_decay, x.device),
+            torch.promote_types(x.dtype, torch.float32),
+            segment_start,
+            mask,
+        )
+        return positions, (position[:, -1] + 1).expand(batch)

@@ -1,0 +1,44 @@
+"""The two published feed-forward layers. Names are the published checkpoints': `fc1` is the
+activated branch."""
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from retnet.kernels import Kernels
+from retnet.models.configuration import RetentionConfig
+from retnet.models.norms import build_norm
+
+
+class FeedForward(nn.Module):
+    """fc2(norm(activation(fc1 x))) with biases; the inner norm when the config says `subln`. [B, T,
+    D] -> same."""
+
+    def __init__(self, config: RetentionConfig, kernels: Kernels) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.activation_fn]
+        self.dropout = nn.Dropout(config.activation_dropout)
+        self.ffn_layernorm = (
+            build_norm(config, config.intermediate_size, kernels) if config.subln else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.activation(self.fc1(x)))
+        return self.fc2(x if self.ffn_layernorm is None else self.ffn_layernorm(x))
+
+
+class GatedFeedForward(nn.Module):
+    """fc2(activation(fc1 x) * gate x) without biases (SwiGLU, arXiv:2002.05202). [B, T, D] ->
+    same."""
+
+    def __init__(self, config: RetentionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = ACT2FN[config.activation_fn]
+        self.dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(x)) * self.gate(x)))

@@ -1,0 +1,39 @@
+"""The seam chooses once, says what it took, and refuses by name."""
+
+import pytest
+import torch
+
+from retnet.kernels import Backend, KernelsConfig, select_kernels
+from retnet.kernels.norms import rms_norm
+
+
+def test_auto_says_what_it_took():
+    kernels = select_kernels(KernelsConfig(), "cpu")
+    assert kernels.description == "retention=torch rms_norm=torch"
+
+
+def test_a_backend_that_is_missing_names_the_key_and_the_remedy():
+    """On a CPU apex is missing whether it is installed or not: its kernels need a CUDA device."""
+    with pytest.raises(
+        ValueError, match=r"kernels\.rms_norm=apex: .*; or set kernels\.rms_norm=auto"
+    ):
+        select_kernels(KernelsConfig(rms_norm=Backend.apex), "cpu")
+
+
+def test_a_backend_that_does_not_exist_names_those_that_do():
+    with pytest.raises(ValueError, match=r"no apex backend for retention.*one of auto, torch"):
+        select_kernels(KernelsConfig(retention=Backend.apex), "cpu")
+
+
+def test_rms_norm_is_its_formula():
+    x = torch.randn(3, 5, 16, dtype=torch.float64)
+    weight = torch.randn(16, dtype=torch.float64)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(rms_norm(x, None, 1e-6), expected)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-6), expected * weight)
+
+
+def test_rms_norm_of_bfloat16_rounds_once():
+    x = torch.randn(4, 512).bfloat16()
+    exact = rms_norm(x.double(), None, 1e-6)
+    torch.testing.assert_close(rms_norm(x, None, 1e-6), exact.bfloat16(), rtol=0, atol=0)

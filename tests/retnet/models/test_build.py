@@ -1,0 +1,95 @@
+"""Presets are what they say, and a model survives the trip to disk and back through the Auto
+classes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from retnet import NucleusXForCausalLM, RetNetConfig, RetNetForCausalLM
+from retnet.kernels import select_kernels
+from retnet.models.build import build_model, count_parameters, export_model, flops_per_token
+from retnet.models.configuration import Architecture, ModelConfig, public_config
+
+PRESETS = sorted((Path(__file__).parents[3] / "configs" / "model").glob("*.yaml"))
+
+
+def read(preset: Path) -> ModelConfig:
+    fields = yaml.safe_load(preset.read_text())
+    return ModelConfig(**fields | {"architecture": Architecture(fields["architecture"])})
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_a_preset_has_as_many_parameters_as_it_says(preset):
+    said = int(re.search(r": ([\d,]+) parameters", preset.read_text())[1].replace(",", ""))
+    config = public_config(read(preset))
+    with torch.device("meta"):
+        model_class = NucleusXForCausalLM if config.model_type == "nucleus_x" else RetNetForCausalLM
+        assert count_parameters(model_class(config)) == said
+
+
+def small(**changes) -> ModelConfig:
+    sizes = dict(
+        vocab_size=53, num_layers=2, hidden_size=32, num_heads=2, value_dim=48, intermediate_size=40
+    )
+    return ModelConfig(**sizes | changes)
+
+
+VARIANTS = [
+    dict(),
+    dict(gated=False),
+    dict(architecture=Architecture.nucleus_x),
+    dict(tie_word_embeddings=True),
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_an_exported_model_loads_through_the_auto_classes_and_generates_the_same(changes, tmp_path):
+    config = public_config(small(**changes))
+    model = build_model(config, select_kernels(), seed=0).eval()
+    export_model(config, model.state_dict(), torch.float32, tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict()["decoder_embed_dim"] == 32
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(loaded) is type(model)
+    ids = torch.arange(10)[None]
+    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
+    arguments = dict(max_new_tokens=5, do_sample=False, eos_token_id=None)
+    assert torch.equal(loaded.generate(ids, **arguments), model.generate(ids, **arguments))
+
+
+def test_the_same_seed_builds_the_same_model():
+    config = public_config(small())
+    one, other, third = (build_model(config, select_kernels(), seed=s) for s in (1, 1, 2))
+    for a, b, c in zip(one.parameters(), other.parameters(), third.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.ndim < 2 or not torch.equal(a, c)
+
+
+def test_flops_are_counted_as_the_docstring_says():
+    """By hand for D 32, dv 48, f 40, L 2, H 2, vocabulary 53: a layer multiplies 2*32*32 + 3*32*48
+    + 3*32*40 = 10,496 weights, the head 32*53 = 1,696; retention adds 12 L H K V."""
+    model = build_model(public_config(small()), select_kernels(), seed=0)
+    assert flops_per_token(model) == 6 * (2 * 10_496 + 1_696) + 12 * 2 * 2 * 16 * 24
+
+
+def test_sizes_that_do_not_divide_name_the_keys():
+    with pytest.raises(ValueError, match=r"model\.hidden_size=33 .*model\.num_heads=2"):
+        small(hidden_size=33)
+    with pytest.raises(ValueError, match=r"model\.value_dim=49 .*model\.num_heads=2"):
+        small(value_dim=49)
+    with pytest.raises(ValueError, match="model.gated=false: NucleusX is always gated"):
+        small(architecture=Architecture.nucleus_x, gated=False)
+
+
+def test_a_contradictory_public_config_is_refused():
+    with pytest.raises(StrictDataclassError, match="forward_mode='paralel': needed one of"):
+        RetNetConfig(forward_mode="paralel")
+    with pytest.raises(
+        StrictDataclassError, match="decoder_embed_dim=30 .* decoder_retention_heads=4"
+    ):
+        RetNetConfig(decoder_embed_dim=30, decoder_retention_heads=4, decoder_value_embed_dim=32)
