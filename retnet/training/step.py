@@ -7,6 +7,7 @@ batch or which learning rate.
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import deepspeed
@@ -64,7 +65,7 @@ def train_step(
     # target has a loss of zero.
     parts = len(micro_batches) * world_size
     num_items = targets.clamp(min=1).float() / parts
-    _seed_step(seed, step)
+    seed_step(seed, step)
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for batch in micro_batches:
         loss = engine(**batch, num_items_in_batch=num_items).loss
@@ -86,8 +87,11 @@ def train_step(
     _check_losses(by_rank, step)
     skipped = not engine.was_step_applied()
     if skipped and not engine.fp16_enabled():
+        seed_step(seed, step)
+        where = _find_bad_gradients(engine, micro_batches, num_items)
         raise NonFiniteError(
-            f"step {step + 1}: the loss is finite and the gradient is not; no weight has moved."
+            f"step {step + 1}: the loss is finite and the gradient is not{where}; "
+            "no weight has moved."
         )
     return StepResult(sum(by_rank) / parts, grad_norm, int(tokens), skipped)
 
@@ -106,10 +110,38 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def _seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int) -> None:
     """Makes what the step draws (dropout) a function of seed, step and rank, not of history."""
     digest = hashlib.blake2b(f"{seed} {step} {dist.get_rank()}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)  # torch takes 63 bits
+
+
+def _find_bad_gradients(
+    engine: deepspeed.DeepSpeedEngine, micro_batches: list[dict[str, Tensor]], num_items: Tensor
+) -> str:
+    """Says which rank's gradient is bad, by doing the step's backward passes again; collective.
+
+    Once reduced, a gradient no longer tells where it came from, and looking at every gradient of
+    every step would cost a wait for each; the run is about to stop, so this may be slow.
+    """
+    names: list[str] = []
+
+    def watch(name: str) -> Callable[[Tensor], None]:
+        return lambda gradient: None if gradient.isfinite().all() else names.append(name)
+
+    hooks = [
+        parameter.register_hook(watch(name))
+        for name, parameter in engine.module.named_parameters()
+        if parameter.requires_grad
+    ]
+    for batch in micro_batches:
+        engine.backward(engine(**batch, num_items_in_batch=num_items).loss)
+    for hook in hooks:
+        hook.remove()
+    first: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(first, names[0] if names else None)
+    bad = [f"that of {name} on rank {rank}" for rank, name in enumerate(first) if name]
+    return f" (first {', '.join(bad)})" if bad else " (in the sum over the ranks)"
 
 
 def _check_losses(by_rank: list[float], step: int) -> None:

@@ -1,0 +1,77 @@
+"""The loss curve of a run as a picture, drawn from metrics.jsonl alone."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from retnet.training.metrics import read_lines
+
+_INK, _FAINT, _TRAIN, _VALIDATION = "#1f2933", "#cbd2d9", "#2a6fdb", "#d9480f"
+
+
+def loss_curve(folder: Path) -> Path | None:
+    """Writes `folder/loss.png` from `folder/metrics.jsonl`; None where there is no loss yet."""
+    lines = read_lines(folder / "metrics.jsonl")
+    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+    validation: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key.startswith("val/") and key.endswith("/loss") and value is not None:
+                validation.setdefault(key[4:-5], []).append((line["step"], value))
+    if not train:
+        return None
+    # No pyplot: it keeps global state, and looks for a display.
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, title=folder.name)
+    steps, losses = zip(*train, strict=True)
+    smooth = smoothed(list(losses))
+    axes.plot(steps, losses, color=_TRAIN, alpha=0.25, linewidth=1.0)
+    axes.plot(steps, smooth, color=_TRAIN, linewidth=2.0, label=f"train  {smooth[-1]:.3f}")
+    for index, (name, points) in enumerate(sorted(validation.items())):
+        at, values = zip(*points, strict=True)
+        color = _VALIDATION if index == 0 else f"C{index + 3}"
+        axes.plot(
+            at, values, "o-", color=color, markersize=4.5, markeredgecolor="white",
+            linewidth=1.2, label=f"{name}  {values[-1]:.3f}",
+        )  # fmt: skip
+    _limit(axes, list(losses), [value for points in validation.values() for _, value in points])
+    axes.set_xlim(0, max(steps[-1], 1) * 1.01)
+    axes.legend(frameon=False, labelcolor=_INK, loc="upper right")
+    path = folder / "loss.png"
+    figure.savefig(path)
+    return path
+
+
+def smoothed(values: list[float], share: float = 0.05) -> list[float]:
+    """A running mean over `share` of the curve, centered; shorter at both ends, so that neither
+    end lags."""
+    half = max(1, round(len(values) * share / 2))
+    result = []
+    for index in range(len(values)):
+        reach = min(half, index, len(values) - 1 - index)
+        window = values[index - reach : index + reach + 1]
+        result.append(sum(window) / len(window))
+    return result
+
+
+def _limit(axes: Axes, losses: list[float], others: list[float]) -> None:
+    """Keeps a spike from flattening the rest of the curve."""
+    ordered = sorted(losses)
+    top = max(ordered[int(0.98 * (len(ordered) - 1))], *losses[:1], *others)
+    bottom = min(ordered[0], *others, top)
+    margin = 0.06 * (top - bottom) or 0.1
+    axes.set_ylim(bottom - margin, top + margin)
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=12)
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss (nats per token)", color=_INK)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_FAINT)
+    axes.tick_params(colors=_INK, length=0, labelsize=9)

@@ -1,0 +1,262 @@
+"""What a run says about itself: metrics.jsonl and events.jsonl, and two views of them.
+
+The JSON lines are the truth; the console and wandb are views that may be off. Rank 0 alone speaks,
+on other ranks every method does nothing. It measures nothing but time: losses, rates and FLOPs come
+from the caller.
+"""
+
+import json
+import logging
+import math
+import netrc
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from retnet.training.console import Console
+
+log = logging.getLogger(__name__)
+
+Value = int | float | str | None
+
+
+class WandbMode(Enum):
+    """Whether wandb shows the run too. Lower case, because that is how YAML says it."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    off = "off"
+
+
+@dataclass
+class LoggingConfig:
+    """What is shown, and where."""
+
+    wandb: WandbMode = WandbMode.auto
+    """auto: online if this machine is logged in to wandb, else off; online; offline: into the run
+    folder, for `wandb sync`; off."""
+    wandb_project: str = "retnet"
+    """The wandb project that the run belongs to."""
+    wandb_entity: str | None = None
+    """The wandb user or team; null is the account's default."""
+    peak_flops: float | None = None
+    """Peak of one device in FLOP/s, for the MFU; null takes a known device's data sheet."""
+    sample_tokens: int = 200
+    """Tokens of the sample that the model writes at the end; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        if self.peak_flops is not None and self.peak_flops <= 0.0:
+            raise ValueError(f"logging.peak_flops is {self.peak_flops}; it must be above 0.")
+        if self.sample_tokens < 0:
+            raise ValueError(f"logging.sample_tokens is {self.sample_tokens}; it must be >= 0.")
+
+
+class Speed:
+    """Tokens per second and MFU between two looks at the clock."""
+
+    def __init__(
+        self, *, flops_per_token: float, peak_flops: float | None, world_size: int
+    ) -> None:
+        """`flops_per_token` of forward and backward; `peak_flops` of one device, None: unknown."""
+        self._flops_per_token = flops_per_token
+        self._peak = None if peak_flops is None else peak_flops * world_size
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Leaves out what happened since the last look (an evaluation, a save)."""
+        self._since = time.perf_counter()
+
+    def measure(self, tokens: int) -> dict[str, float]:
+        """`tokens_per_second`, and `mfu` (0 to 1) where the peak is known, for the tokens that all
+        ranks processed since the last look."""
+        now = time.perf_counter()
+        rate = tokens / max(now - self._since, 1e-9)
+        self._since = now
+        result = {"tokens_per_second": rate}
+        if self._peak is not None:
+            result["mfu"] = rate * self._flops_per_token / self._peak
+        return result
+
+
+class Metrics:
+    """The run's voice: `log` numbers, `event` what happened, `say` a line on the console."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: LoggingConfig,
+        *,
+        console: TextIO,
+        total_steps: int,
+        run_name: str,
+        resolved_config: dict[str, Any],
+        rank: int,
+    ) -> None:
+        """Opens the files in `folder`; call `resume_at` before the first `log`."""
+        self._speaks = rank == 0
+        if not self._speaks:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._metrics = (folder / "metrics.jsonl").open("a")
+        self._events = (folder / "events.jsonl").open("a")
+        self._console = Console(console, total_steps=total_steps, run_name=run_name)
+        self._wandb = open_wandb(folder, config, run_name, resolved_config)
+
+    def resume_at(self, step: int) -> None:
+        """Forgets the lines of later steps, which a killed run wrote and this one writes again."""
+        if not self._speaks:
+            return
+        self._metrics.close()
+        truncate_after(self._folder / "metrics.jsonl", step)
+        self._metrics = (self._folder / "metrics.jsonl").open("a")
+        self._console.start(step)
+
+    def log(self, step: int, values: dict[str, Value]) -> None:
+        """Writes one line: the steps taken and what was measured. A number that is not finite
+        becomes null, because JSON has no other word for it."""
+        if not self._speaks:
+            return
+        self._metrics.write(_line({"step": step, **values}))
+        self._metrics.flush()
+        self._console.show(step, values)
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **values})
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Writes what happened, with the time (UTC), and waits until both files are on the disk:
+        events are few, and one marks every checkpoint."""
+        if not self._speaks:
+            return
+        self._events.write(_line({"time": _now(), "event": kind, **fields}))
+        for file in (self._events, self._metrics):
+            file.flush()
+            os.fsync(file.fileno())
+
+    def say(self, text: str) -> None:
+        """Prints a line above the live display."""
+        if self._speaks:
+            self._console.say(text)
+
+    def close(self) -> None:
+        """Ends the display, the files and wandb's run; harmless twice."""
+        if not self._speaks:
+            return
+        self._speaks = False
+        self._console.close()
+        self._metrics.close()
+        self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_wandb(
+    folder: Path, config: LoggingConfig, run_name: str, resolved_config: dict[str, Any]
+) -> Any | None:
+    """wandb's run, or None; never asks anything. The run's id is kept in `folder`, so that a
+    resumed run goes on in the same place.
+
+    Raises:
+        ValueError: logging.wandb is online and there is no key on this machine.
+    """
+    mode = config.wandb
+    if mode is WandbMode.auto:
+        mode = WandbMode.online if is_logged_in() else WandbMode.off
+    if mode is WandbMode.off:
+        return None
+    if mode is WandbMode.online and not is_logged_in():
+        raise ValueError(
+            "logging.wandb is online and this machine has no wandb key; run `wandb login`, "
+            "or set logging.wandb to offline or off."
+        )
+    import wandb
+
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12])
+    try:
+        run = wandb.init(
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            name=run_name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=folder,
+            config=resolved_config,
+            mode=mode.value,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.errors.Error as error:
+        if config.wandb is not WandbMode.auto:
+            raise
+        log.warning("wandb is off, because it could not be reached: %s", error)
+        return None
+    # Its own step may only grow, and a run that went back to a checkpoint comes by again.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def is_logged_in() -> bool:
+    """Whether wandb has a key here, in its variable or in the netrc file; asks no server."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = address.split("://")[-1].split("/")[0]
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return file.is_file() and netrc.netrc(file).authenticators(host) is not None
+    except netrc.NetrcParseError:
+        return False
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a torn last line is left out.
+
+    Raises:
+        RuntimeError: another line is no JSON.
+    """
+    lines = file.read_bytes().split(b"\n") if file.exists() else []
+    # A line counts when its newline is there: the last piece is empty or torn.
+    objects = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            objects.append(json.loads(line))
+        except ValueError as error:
+            raise RuntimeError(f"{file} line {number} is no JSON: {error}.") from error
+    return objects
+
+
+def truncate_after(file: Path, step: int) -> None:
+    """Keeps the lines up to `step`; the file is replaced whole or left as it is."""
+    kept = [entry for entry in read_lines(file) if entry["step"] <= step]
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("w") as stream:
+        stream.writelines(_line(entry) for entry in kept)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
