@@ -95,9 +95,9 @@ def describe(values: dict[str, Any]) -> list[str]:
         if key in _WORDS:
             shown.append((list(_WORDS).index(key), _WORDS[key](value)))
         elif key.startswith("val/") and key.endswith("/loss"):
-            shown.append((len(_WORDS), f"{key[4:-5]} loss {value:.4f}"))
+            shown.append((len(_WORDS), f"val {key[4:-5]} {value:.4f}"))
         elif key.startswith("val/") and key.endswith("/bits_per_byte"):
-            shown.append((len(_WORDS), f"{key[4:-14]} {value:.4f} bits/byte"))
+            shown.append((len(_WORDS), f"{value:.4f} bits/byte"))
     return [words for _, words in sorted(shown, key=lambda pair: pair[0])]
 
 

@@ -24,7 +24,7 @@ def loss_curve(folder: Path) -> Path | None:
     # No pyplot: it keeps global state, and looks for a display.
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, title=folder.name)
+    _style(axes, title=f"Loss of {folder.name}")
     steps, losses = zip(*train, strict=True)
     smooth = smoothed(list(losses))
     axes.plot(steps, losses, color=_TRAIN, alpha=0.25, linewidth=1.0)
@@ -34,7 +34,7 @@ def loss_curve(folder: Path) -> Path | None:
         color = _VALIDATION if index == 0 else f"C{index + 3}"
         axes.plot(
             at, values, "o-", color=color, markersize=4.5, markeredgecolor="white",
-            linewidth=1.2, label=f"{name}  {values[-1]:.3f}",
+            linewidth=1.2, label=f"validation {name}  {values[-1]:.3f}",
         )  # fmt: skip
     _limit(axes, list(losses), [value for points in validation.values() for _, value in points])
     axes.set_xlim(0, max(steps[-1], 1) * 1.01)
@@ -45,13 +45,12 @@ def loss_curve(folder: Path) -> Path | None:
 
 
 def smoothed(values: list[float], share: float = 0.05) -> list[float]:
-    """A running mean over `share` of the curve, centered; shorter at both ends, so that neither
-    end lags."""
+    """A running mean over `share` of the curve, centered. It narrows towards the start, where the
+    loss falls steeply, and stops at the end, where a single step would be noise."""
     half = max(1, round(len(values) * share / 2))
     result = []
     for index in range(len(values)):
-        reach = min(half, index, len(values) - 1 - index)
-        window = values[index - reach : index + reach + 1]
+        window = values[index - min(half, index) : index + min(half, index) + 1]
         result.append(sum(window) / len(window))
     return result
 

@@ -17,6 +17,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
@@ -159,6 +160,11 @@ def start_engine(
     dtype, and rank 0's weights are given to every rank. Sizes are sequences.
     """
     dtype = resolve_dtype(engine_config.dtype, device)
+    if dtype == torch.float16 and not get_accelerator().is_fp16_supported():
+        raise ValueError(
+            f"engine.dtype is float16, which this {device.type} does not compute; "
+            "set engine.dtype to auto, bfloat16 or float32."
+        )
     config = deepspeed_config(
         engine_config,
         optimizer_config,

@@ -1,0 +1,66 @@
+"""Starts the workers of a distributed test as real processes and collects what they found out."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[3]
+
+
+def start(
+    scenario: str, world_size: int, folder: Path, **arguments: Any
+) -> list[subprocess.Popen[str]]:
+    """One process per rank, running `scenario` of workers.py; they meet over gloo."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tests.retnet.training.workers", scenario, str(folder)]
+    processes = []
+    for rank in range(world_size):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        processes.append(
+            subprocess.Popen(
+                [*command, json.dumps(arguments)],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return processes
+
+
+def run(scenario: str, world_size: int, folder: Path, **arguments: Any) -> list[Any]:
+    """What each rank returned, by rank; AssertionError with the output of one that failed."""
+    processes = start(scenario, world_size, folder, **arguments)
+    deadline = time.monotonic() + 150
+    try:
+        outputs = [
+            process.communicate(timeout=max(deadline - time.monotonic(), 1))[0]
+            for process in processes
+        ]
+    finally:
+        for process in processes:
+            process.kill()
+    for rank, process in enumerate(processes):
+        assert process.returncode == 0, f"rank {rank}:\n{outputs[rank]}"
+    return [
+        torch.load(folder / f"{scenario}-{rank}.pt", weights_only=False)
+        for rank in range(world_size)
+    ]

@@ -1,0 +1,205 @@
+"""What one rank does in the distributed tests: real engines over gloo, no assertions.
+
+Each scenario does the work, returns plain values for the test to judge, and runs through many
+engines, because starting a process costs more than all of them.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from retnet.training.checkpoint import load_checkpoint, save_checkpoint
+from retnet.training.engine import EngineConfig, Precision, gather_weights, start_engine
+from retnet.training.evaluate import evaluate
+from retnet.training.optimizer import OptimizerConfig
+from retnet.training.state import TrainState
+from retnet.training.step import NonFiniteError, StepResult, train_step
+from tests.retnet.training.small_model import (
+    SmallModel,
+    Spoiled,
+    global_batch,
+    make_model,
+    share,
+)
+
+ROWS = 8
+RATE = 1e-2
+LAYOUTS = [(0, False), (1, False), (2, False), (3, False), (2, True)]  # stage, offload
+DTYPES = [Precision.float32, Precision.bfloat16]
+OPTIMIZER = OptimizerConfig(learning_rate=RATE, weight_decay=0.1, gradient_clipping=0.5)
+
+
+def start(
+    module: SmallModel, stage: int, offload: bool, dtype: Precision, accumulation: int
+) -> deepspeed.DeepSpeedEngine:
+    """An engine over `ROWS` rows a step."""
+    return start_engine(
+        module,
+        OPTIMIZER,
+        EngineConfig(stage=stage, dtype=dtype, offload_optimizer=offload),
+        global_batch_size=ROWS,
+        micro_batch_size=ROWS // dist.get_world_size() // accumulation,
+        device=torch.device("cpu"),
+    )
+
+
+def take_steps(
+    engine: deepspeed.DeepSpeedEngine, first: int, last: int, spoil: int | None = None
+) -> Iterator[StepResult]:
+    """Steps `first` to `last` - 1; `spoil` replaces the first token of the second row, which is
+    the last rank's where there are two."""
+    for step in range(first, last):
+        batch = global_batch(step, ROWS)
+        if spoil is not None:
+            batch["input_ids"][1, 0] = spoil
+        micro = engine.train_micro_batch_size_per_gpu()
+        mine = share(batch, dist.get_rank(), dist.get_world_size(), micro)
+        yield train_step(engine, mine, learning_rate=RATE / (step + 1), seed=5, step=step)
+
+
+def curves(folder: Path) -> dict[Any, Any]:
+    """Six steps and an evaluation in every layout, dtype and accumulation."""
+    found = {}
+    for dtype in DTYPES:
+        for stage, offload in LAYOUTS:
+            for accumulation in (1, 2):
+                engine = start(make_model(), stage, offload, dtype, accumulation)
+                results = list(take_steps(engine, 0, 6))
+                mine = share(global_batch(99, 4), dist.get_rank(), dist.get_world_size(), 1)
+                found[dtype.name, stage, offload, accumulation] = {
+                    "results": results,
+                    "evaluation": evaluate(engine, mine),
+                    "weights": gather_weights(engine),
+                    "dtypes": {str(value.dtype) for value in engine.module.parameters()},
+                    "buffer": engine.module.scale.item(),
+                }
+                engine.destroy()
+    return found
+
+
+def bad_steps(folder: Path) -> dict[Any, Any]:
+    """A good step, then one that the last rank spoils: 0 its gradient, 1 its loss."""
+    found = {}
+    for dtype in DTYPES:
+        for stage, offload in LAYOUTS:
+            for spoil in (0, 1):
+                engine = start(make_model(Spoiled), stage, offload, dtype, 2)
+                list(take_steps(engine, 0, 1))
+                before = gather_weights(engine)
+                message = None
+                try:
+                    list(take_steps(engine, 11, 12, spoil=spoil))
+                except NonFiniteError as error:
+                    message = str(error)
+                found[dtype.name, stage, offload, spoil] = {
+                    "message": message,
+                    "before": before,
+                    "after": gather_weights(engine),
+                }
+                engine.destroy()
+    return found
+
+
+def resumed(folder: Path) -> dict[Any, Any]:
+    """Six steps at once, against three, a checkpoint, a new engine and three more; with dropout."""
+    found = {}
+    for dtype in DTYPES:
+        for stage, offload in LAYOUTS:
+            run = folder / f"{dtype.name}-{stage}-{offload}"
+            state = TrainState(step=3, position=24, tokens=240, data_fingerprint="f")
+            engine = start(make_model(dropout=0.1), stage, offload, dtype, 2)
+            list(take_steps(engine, 0, 3))
+            save_checkpoint(engine, state, run, {"a": 1}, {"cursors": [1, 2]})
+            straight = list(take_steps(engine, 3, 6)), gather_weights(engine)
+            engine.destroy()
+            torch.manual_seed(12345)
+            engine = start(SmallModel(dropout=0.1), stage, offload, dtype, 2)
+            loaded = load_checkpoint(engine, run)
+            again = list(take_steps(engine, 3, 6)), gather_weights(engine)
+            engine.destroy()
+            found[dtype.name, stage, offload] = {
+                "straight": straight,
+                "again": again,
+                "loaded": loaded,
+                "state": state,
+            }
+    return found
+
+
+def evaluated(folder: Path) -> dict[Any, Any]:
+    """Four steps with dropout, with and without evaluations in between."""
+    found = {}
+    for stage, offload in LAYOUTS:
+        for often in (False, True):
+            engine = start(make_model(dropout=0.1), stage, offload, Precision.float32, 2)
+            results, same_numbers = [], True
+            for step in range(4):
+                if often:
+                    mine = share(global_batch(99, 4), dist.get_rank(), dist.get_world_size(), 2)
+                    before = torch.get_rng_state()
+                    evaluate(engine, mine)
+                    same_numbers &= torch.equal(before, torch.get_rng_state())
+                results.extend(take_steps(engine, step, step + 1))
+            found[stage, offload, often] = {
+                "results": results,
+                "weights": gather_weights(engine),
+                "training": engine.module.training,
+                "same_numbers": same_numbers,
+            }
+            engine.destroy()
+    return found
+
+
+def saved(folder: Path, steps: list[int], keep_last: int) -> list[str]:
+    """Checkpoints of the given steps, one after the other; what is left of them."""
+    engine = start(make_model(), 1, False, Precision.float32, 1)
+    for step in steps:
+        list(take_steps(engine, step - 1, step))
+        save_checkpoint(engine, TrainState(step=step), folder / "checkpoints", {}, {}, keep_last)
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def loaded(folder: Path, stage: int = 1) -> dict[str, Any]:
+    """What loading from `folder` gives: the state, what was passed over, or the error."""
+    engine = start(make_model(), stage, False, Precision.float32, 1)
+    before = gather_weights(engine)
+    found: dict[str, Any] = {"loaded": None, "error": None}
+    try:
+        found["loaded"] = load_checkpoint(engine, folder / "checkpoints")
+    except (ValueError, RuntimeError) as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    after = gather_weights(engine)
+    found["moved"] = before and any(not torch.equal(before[name], after[name]) for name in before)
+    return found
+
+
+def saving_until_killed(folder: Path) -> None:
+    """Saves steps 1, 2, 3, ... of a model that is large enough to be caught in the act."""
+    module = make_model()
+    module.ballast = torch.nn.Parameter(torch.zeros(4_000_000))
+    engine = start(module, 2, False, Precision.float32, 1)
+    for step in range(1, 1000):
+        save_checkpoint(engine, TrainState(step=step), folder / "checkpoints", {}, {}, 2)
+        time.sleep(0.01)
+
+
+def main() -> None:
+    """Joins the group, runs the scenario named on the command line, stores what it returns."""
+    name, folder, arguments = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    result = globals()[name](folder, **arguments)
+    torch.save(result, folder / f"{name}-{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
