@@ -47,8 +47,8 @@ class FileSource:
         finally:
             if refused and not self._warned:
                 self._warned = True
-                names = ", ".join(refused[:3])
-                log.warning("left out %d empty or non-UTF-8 files: %s ...", len(refused), names)
+                names = ", ".join(refused[:3] + ["..."] * (len(refused) > 3))
+                log.warning("left out %d empty or non-UTF-8 files: %s", len(refused), names)
 
     def fingerprint(self) -> str:
         """sha256 over the relative names and sizes of all files, in hexadecimal."""

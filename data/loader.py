@@ -82,8 +82,8 @@ class Loader:
             "tokenizer": self._tokenizer.fingerprint,
             "sequence_length": self._length,
             "streams": config.streams,
-            "window": config.shuffle_window if config.kind is SourceKind.DATASET else None,
-            "fraction": config.training_fraction_held_out,
+            "window": config.shuffle_window if config.kind is SourceKind.dataset else None,
+            "fraction": config.held_out_of_training,
             "seed": self._seed,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -163,7 +163,7 @@ class Loader:
             num_streams=self._config.streams,
             seed=self._seed,
             sequence_length=self._length,
-            fraction=self._config.training_fraction_held_out,
+            fraction=self._config.held_out_of_training,
         )
         first = position + (self._rank - position) % self._world_size
         before = set(multiprocessing.active_children())

@@ -12,12 +12,14 @@ import numpy as np
 def permutation(count: int, *key: int) -> np.ndarray:
     """The seeded order of `count` things: int64 [count], a permutation of 0 .. count - 1.
 
-    `key` is the address of this permutation, e.g. (seed, epoch): non-negative integers.
-    Raw Philox words are sorted instead of calling numpy's own shuffle, because numpy promises that
-    raw words never change between versions and promises no such thing for `Generator.permutation`.
+    `key` is the address of this permutation, e.g. (seed, epoch). It is hashed, since numpy's
+    SeedSequence takes (1, 2) and (1, 2, 0) for the same. Raw Philox words are sorted instead of
+    calling numpy's own shuffle, because numpy promises that raw words never change between versions
+    and promises no such thing for `Generator.permutation`.
     """
-    words = np.random.Philox(np.random.SeedSequence(list(key))).random_raw(count)
-    return np.argsort(np.atleast_1d(words), kind="stable")
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+    words = np.random.Philox(key=int.from_bytes(digest, "big")).random_raw(count)
+    return np.argsort(words, kind="stable")
 
 
 def is_held_out(text: str, fraction: float) -> bool:

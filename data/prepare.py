@@ -49,11 +49,11 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> tuple[So
 def _training_texts(data: DataConfig, source: Source) -> Iterator[str]:
     """Training documents in one fixed order, whatever the run's seed: the tokenizer is shared."""
     for text in source.documents(0, 1, 0, 0):
-        if not is_held_out(text, data.training_fraction_held_out):
+        if not is_held_out(text, data.held_out_of_training):
             yield text
 
 
 def _tokenizer_key(data: DataConfig, tokenizer: TokenizerConfig, source: Source) -> str:
     """What a trained tokenizer depends on, besides its size."""
-    parts = [source.fingerprint(), data.training_fraction_held_out, tokenizer.train_bytes]
+    parts = [source.fingerprint(), data.held_out_of_training, tokenizer.train_bytes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -17,16 +17,16 @@ from data.order import is_held_out
 class SourceKind(Enum):
     """What kind of place the text is in."""
 
-    PYTHON = "python"
-    FILES = "files"
-    DATASET = "dataset"
+    python = "python"
+    files = "files"
+    dataset = "dataset"
 
 
 @dataclass
 class DataConfig:
     """Which text, in which order, and how much of it is held out."""
 
-    kind: SourceKind = SourceKind.PYTHON
+    kind: SourceKind = SourceKind.python
     """python: the interpreter's own standard library; files: a glob; dataset: Hugging Face."""
     files: str | None = None
     """Glob of text files, one document a file, for kind=files; `**` recurses, `~` is home."""
@@ -64,17 +64,17 @@ class DataConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be {least} or more")
-        if self.kind is SourceKind.FILES and not self.files:
+        if self.kind is SourceKind.files and not self.files:
             raise ValueError("data=files needs data.files, a glob like '~/text/**/*.md'")
-        if self.kind is SourceKind.DATASET and not self.dataset:
+        if self.kind is SourceKind.dataset and not self.dataset:
             raise ValueError(
-                "data.kind=DATASET needs data.dataset, a hub name or json, parquet, ..."
+                "data.kind=dataset needs data.dataset, a hub name or json, parquet, ..."
             )
         if self.dataset in LOCAL_BUILDERS and not self.data_files:
             raise ValueError(f"data.dataset={self.dataset} needs data.data_files, a list of globs")
-        if self.validation_split is not None and self.kind is not SourceKind.DATASET:
+        if self.validation_split is not None and self.kind is not SourceKind.dataset:
             raise ValueError(
-                f"data.validation_split={self.validation_split} needs data.kind=DATASET, but "
+                f"data.validation_split={self.validation_split} needs data.kind=dataset, but "
                 f"data.kind={self.kind.name} has no splits: set data.validation_split=null"
             )
         if self.validation_split is None and not 0 < self.validation_fraction < 1:
@@ -89,7 +89,7 @@ class DataConfig:
             )
 
     @property
-    def training_fraction_held_out(self) -> float:
+    def held_out_of_training(self) -> float:
         """Share of the training split's documents that training passes over."""
         return 0.0 if self.validation_split else self.validation_fraction
 
@@ -122,9 +122,9 @@ def open_source(config: DataConfig) -> Source:
     RuntimeError when the network does not answer.
     """
     source: FileSource | DatasetSource
-    if config.kind is SourceKind.PYTHON:
+    if config.kind is SourceKind.python:
         source = python_source()
-    elif config.kind is SourceKind.FILES:
+    elif config.kind is SourceKind.files:
         source = glob_source(config.files or "")
     else:
         source = DatasetSource(

@@ -1,0 +1,230 @@
+"""The k-th global batch is the same for any number of ranks and workers, and after any resume."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.loader import Batch, Loader, check_layout
+from data.order import is_held_out
+from data.packing import IGNORED
+from data.sources import DataConfig, SourceKind, open_source
+from data.streams import rows
+from data.tokenizer import Tokenizer
+from tests.data.corpora import make_documents, write_corpus
+
+LENGTH, GLOBAL, MICRO, STREAMS = 24, 8, 2, 8
+Cursors = dict[str, list[int]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """41 documents for 8 streams: an epoch is over in about twenty steps."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus("files", folder, make_documents(41))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaders(folder: Path, tokenizer: Tokenizer) -> "Opener":
+    return Opener(folder, tokenizer)
+
+
+class Opener:
+    """Opens loaders over one corpus and puts their ranks' batches together again."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
+
+    def config(self, workers: int = 0, streams: int = STREAMS) -> DataConfig:
+        return DataConfig(
+            kind=SourceKind.files,
+            files=str(self.folder / "*.txt"),
+            streams=streams,
+            validation_fraction=0.2,
+            num_workers=workers,
+        )
+
+    def open(self, rank: int = 0, world_size: int = 1, workers: int = 0, **changed: int) -> Loader:
+        config = self.config(workers, changed.pop("streams", STREAMS))
+        settings = {"seed": 3, "sequence_length": LENGTH, "global_batch_size": GLOBAL} | changed
+        return Loader(
+            config,
+            open_source(config),
+            self.tokenizer,
+            micro_batch_size=MICRO,
+            rank=rank,
+            world_size=world_size,
+            **settings,
+        )
+
+    def global_steps(
+        self,
+        position: int,
+        count: int,
+        world_size: int = 1,
+        workers: int = 0,
+        cursors: Cursors | None = None,
+    ) -> Iterator[tuple[torch.Tensor, Cursors]]:
+        """(rows [GLOBAL, 3, LENGTH] in global order, all ranks' cursors) after each step."""
+        ranks = [self.open(rank, world_size, workers) for rank in range(world_size)]
+        steps = [loader.steps(position, cursors) for loader in ranks]
+        for number in range(count):
+            first = position + number * GLOBAL
+            step = torch.full((GLOBAL, 3, LENGTH), -1)
+            for rank, loader_steps in enumerate(steps):
+                batches = next(loader_steps)
+                assert len(batches) == GLOBAL // (MICRO * world_size)
+                mine = [i for i in range(first, first + GLOBAL) if i % world_size == rank]
+                for i, row in zip(mine, torch.cat([stack(b) for b in batches]), strict=True):
+                    step[i - first] = row
+            merged = {k: v for loader in ranks for k, v in loader.cursors().items()}
+            yield step, json.loads(json.dumps(merged))
+        for loader in ranks:
+            loader.close()
+
+
+def stack(batch: Batch) -> torch.Tensor:
+    """A batch as one tensor [b, 3, L], after a look at its types."""
+    assert batch["input_ids"].dtype == batch["shift_labels"].dtype == torch.int64
+    assert batch["segment_start"].dtype == torch.int32
+    return torch.stack([batch[k] for k in ("input_ids", "shift_labels", "segment_start")], 1)
+
+
+@pytest.fixture(scope="module")
+def expected(loaders: Opener) -> list[tuple[torch.Tensor, Cursors]]:
+    """What one rank without workers serves from the start: three epochs and more."""
+    steps = list(loaders.global_steps(0, 60))
+    epochs = [min(where[0] for where in cursors.values()) for _, cursors in steps]
+    assert epochs[-1] >= 2
+    return steps
+
+
+def test_global_row_i_is_row_i_div_s_of_stream_i_mod_s(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]]
+) -> None:
+    source = open_source(loaders.config())
+    streams = [rows(source, loaders.tokenizer, s, STREAMS, 3, LENGTH, 0.2) for s in range(STREAMS)]
+    flat = torch.cat([step for step, _ in expected])
+    for i in range(len(flat)):
+        row, _ = next(streams[i % STREAMS])
+        assert flat[i, 0].tolist() == row.tokens[:-1].tolist()
+        assert flat[i, 1].tolist() == row.labels.tolist()
+        assert flat[i, 2].tolist() == row.segment_start.tolist()
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (4, 0), (1, 1), (1, 3), (2, 2)])
+def test_ranks_and_workers_do_not_change_a_global_batch(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]], world_size: int, workers: int
+) -> None:
+    got = loaders.global_steps(0, 30, world_size, workers)
+    for (step, cursors), (wanted, wanted_cursors) in zip(got, expected, strict=False):
+        assert torch.equal(step, wanted) and cursors == wanted_cursors
+
+
+@pytest.mark.parametrize("with_cursors", [True, False])
+def test_resume_at_any_step_is_exact(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]], with_cursors: bool
+) -> None:
+    for k in range(1, len(expected) - 1):
+        cursors = expected[k - 1][1] if with_cursors else None
+        for step, (wanted, _) in zip(
+            loaders.global_steps(k * GLOBAL, 2, cursors=cursors), expected[k:], strict=False
+        ):
+            assert torch.equal(step[0], wanted)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_resuming_twice_on_other_numbers_of_ranks_is_exact(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]], workers: int
+) -> None:
+    """Two ranks, then four, then one, each from what the one before left."""
+    cursors: Cursors | None = None
+    done = 0
+    for world_size, count in ((2, 7), (4, 5), (1, 9)):
+        got = loaders.global_steps(done * GLOBAL, count, world_size, workers, cursors)
+        for step, left in got:
+            assert torch.equal(step, expected[done][0])
+            done, cursors = done + 1, left
+    assert cursors == expected[done - 1][1]
+
+
+def test_another_batch_size_continues_the_same_rows(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]]
+) -> None:
+    """Position counts rows: 3 steps of 8 rows, then steps of 12, on 2 ranks."""
+    flat = torch.cat([step for step, _ in expected])
+    for rank in range(2):
+        loader = loaders.open(rank, 2, global_batch_size=12)
+        steps = loader.steps(24, expected[2][1])
+        got = torch.cat([stack(batch) for _ in range(4) for batch in next(steps)])
+        assert torch.equal(got, flat[24 + rank : 24 + 48 : 2])
+
+
+def test_cursors_beyond_the_position_are_not_believed(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]]
+) -> None:
+    step, _ = next(loaders.global_steps(8, 1, cursors=expected[20][1]))
+    assert torch.equal(step, expected[1][0])
+
+
+def test_cursors_are_of_rows_handed_out_and_not_of_rows_made_ahead(loaders: Opener) -> None:
+    loader = loaders.open(workers=2)
+    steps = loader.steps(0)
+    assert loader.cursors() == {}
+    next(steps)
+    assert [where[3] for where in loader.cursors().values()] == [1] * STREAMS
+    loader.close()
+
+
+def test_no_training_row_has_held_out_text(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]]
+) -> None:
+    loader, tokenizer = loaders.open(), loaders.tokenizer
+    assert loader.held_out and all(is_held_out(text, 0.2) for text in loader.held_out)
+    assert loader.validation_bytes == sum(len(text.encode()) for text in loader.held_out)
+    flat = torch.cat([step for step, _ in expected])
+    for stream in range(STREAMS):
+        tokens = flat[stream::STREAMS, 0].flatten().tolist()
+        ends = [i for i, token in enumerate(tokens) if token == tokenizer.bos_id]
+        texts = {tokenizer.decode(tokens[a + 1 : b - 1]) for a, b in itertools.pairwise(ends)}
+        assert len(texts) > 2 and not texts & set(loader.held_out)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_validation_has_every_held_out_target_once_over_all_ranks(
+    loaders: Opener, world_size: int
+) -> None:
+    ranks = [loaders.open(rank, world_size).validation() for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert all(len(batch["input_ids"]) == MICRO for batches in ranks for batch in batches)
+    shares = [torch.cat([stack(batch) for batch in batches]) for batches in ranks]
+    ordered = torch.stack(shares, 1).flatten(0, 1)  # rows rank::world_size, put together again
+    got = ordered[:, 1].flatten()
+    tokenizer = loaders.tokenizer
+    texts = loaders.open().held_out
+    wanted = [t for text in texts for t in (*tokenizer.encode(text), tokenizer.eos_id)]
+    assert got[got != IGNORED].tolist() == wanted
+
+
+def test_the_fingerprint_is_of_what_decides_the_rows_and_of_nothing_else(
+    loaders: Opener,
+) -> None:
+    first = loaders.open().fingerprint
+    assert first == loaders.open(1, 2, workers=1).fingerprint
+    assert first == loaders.open(global_batch_size=16).fingerprint
+    changes = ({"seed": 4}, {"sequence_length": 25}, {"streams": 4})
+    others = {loaders.open(**change).fingerprint for change in changes}
+    assert len(others) == 3 and first not in others
+
+
+def test_layouts_that_do_not_divide_are_refused_with_the_numbers() -> None:
+    config = DataConfig(streams=16)
+    check_layout(config, 32, 4, 8)
+    with pytest.raises(ValueError, match=r"data.streams=16 cannot be shared out .* 3 ranks"):
+        check_layout(config, 36, 4, 3)
+    with pytest.raises(ValueError, match=r"global_batch_size=20 .*micro_batch_size=4 times 2"):
+        check_layout(config, 20, 4, 2)

@@ -1,0 +1,134 @@
+"""Every kind of source keeps the laws of order; what cannot be read is answered with a sentence."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data.order import is_held_out
+from data.sources import DataConfig, SourceKind, held_out_documents, open_source
+from tests.data.corpora import KINDS, STREAMS, make_documents, write_corpus
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_has_every_document_once(kind: str, tmp_path: Path) -> None:
+    documents = make_documents(101)
+    source = open_source(write_corpus(kind, tmp_path, documents))
+    epochs = []
+    for epoch in range(2):
+        streams = [list(source.documents(s, STREAMS, epoch, 5)) for s in range(STREAMS)]
+        assert Counter(text for stream in streams for text in stream) == Counter(documents)
+        epochs.append(streams)
+    assert epochs[0] != epochs[1]
+    assert Counter(source.validation_documents()) == Counter(documents)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_skipping_is_the_same_as_reading_on(kind: str, tmp_path: Path) -> None:
+    source = open_source(write_corpus(kind, tmp_path, make_documents(101)))
+    whole = list(source.documents(1, STREAMS, 3, 0))
+    for skip in range(len(whole) + 2):
+        assert list(source.documents(1, STREAMS, 3, 0, skip)) == whole[skip:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_are_shuffled_by_the_seed(kind: str, tmp_path: Path) -> None:
+    config = write_corpus(kind, tmp_path, make_documents(101))
+    first, again = open_source(config), open_source(config)
+    assert list(first.documents(0, 4, 0, 1)) == list(again.documents(0, 4, 0, 1))
+    assert list(first.documents(0, 4, 0, 1)) != list(again.documents(0, 4, 0, 2))
+    assert list(first.documents(0, 1, 0, 1)) != list(first.validation_documents())
+
+
+def test_more_shards_than_needed_are_shared_out_unsplit(tmp_path: Path) -> None:
+    """Row groups become shards: then a stream reads its own ones and no other."""
+    source = open_source(write_corpus("row groups", tmp_path, make_documents(101)))
+    sizes = [len(list(source.documents(s, STREAMS, 0, 0))) for s in range(STREAMS)]
+    assert sum(sizes) == 101 and max(sizes) - min(sizes) >= 2
+
+
+@pytest.mark.parametrize("kind", ("files", "jsonl"))
+def test_held_out_documents_are_those_the_content_picks(kind: str, tmp_path: Path) -> None:
+    documents = make_documents(101)
+    config = write_corpus(kind, tmp_path, documents)
+    held_out = held_out_documents(config, open_source(config))
+    assert held_out == [text for text in documents if is_held_out(text, 0.2)]
+    assert 5 < len(held_out) < 40
+
+
+def test_held_out_text_is_whole_documents_within_its_limit(tmp_path: Path) -> None:
+    config = write_corpus("files", tmp_path, make_documents(101), validation_bytes=2000)
+    held_out = held_out_documents(config, open_source(config))
+    assert 0 < sum(len(text.encode()) for text in held_out) <= 2000
+
+
+def test_a_split_of_its_own_leaves_training_whole(tmp_path: Path) -> None:
+    documents = make_documents(40)
+    for split, texts in (("train", documents), ("validation", ["kept", "apart"])):
+        write_corpus("jsonl", tmp_path / split, texts)
+        (tmp_path / split / "a.jsonl").rename(tmp_path / f"{split}.jsonl")
+        (tmp_path / split).rmdir()
+    config = DataConfig(
+        kind=SourceKind.dataset,
+        dataset=str(tmp_path),
+        validation_split="validation",
+        streams=STREAMS,
+    )
+    source = open_source(config)
+    assert held_out_documents(config, source) == ["kept", "apart"]
+    assert Counter(source.documents(0, 1, 0, 0)) == Counter(documents)
+    assert config.held_out_of_training == 0
+    with pytest.raises(ValueError, match=r"split test \(data.split or data.validation_split\)"):
+        open_source(DataConfig(kind=SourceKind.dataset, dataset=str(tmp_path), split="test"))
+
+
+def test_the_fingerprint_follows_the_files_and_not_their_folder(tmp_path: Path) -> None:
+    def fingerprint(folder: str, count: int) -> str:
+        config = write_corpus("many jsonl", tmp_path / folder, make_documents(count))
+        return open_source(config).fingerprint()
+
+    assert fingerprint("here", 40) == fingerprint("there", 40)
+    assert fingerprint("here", 40) != fingerprint("elsewhere", 41)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"kind": SourceKind.files}, r"data=files needs data.files"),
+        ({"kind": SourceKind.files, "files": "/none/*.x"}, r"data.files=/none/\*.x matches no"),
+        ({"kind": SourceKind.dataset}, r"needs data.dataset"),
+        ({"kind": SourceKind.dataset, "dataset": "json"}, r"dataset=json needs data.data_files"),
+        (
+            {"kind": SourceKind.dataset, "dataset": "json", "data_files": ["/none/*.x"]},
+            r"data.data_files has /none/\*.x, which matches no file",
+        ),
+        ({"validation_split": "test"}, r"data.validation_split=test needs data.kind=dataset"),
+        ({"validation_fraction": 0.0}, r"data.validation_fraction=0.0 must lie between"),
+        ({"streams": 0}, r"data.streams=0 must be 1 or more"),
+        ({"streams": 100_000}, r"gives [0-9]+ files, but each of data.streams=100000"),
+        (
+            {"kind": SourceKind.dataset, "dataset": "a/b", "validation_split": "train"},
+            r"data.validation_split=train is data.split as well",
+        ),
+    ],
+)
+def test_what_cannot_be_opened_is_answered_with_the_key(
+    settings: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        open_source(DataConfig(**settings))
+
+
+def test_what_the_data_lacks_is_answered_with_what_there_is(tmp_path: Path) -> None:
+    def open_with(**settings: object) -> None:
+        config = write_corpus("jsonl", tmp_path, make_documents(12), **settings)
+        held_out_documents(config, open_source(config))
+
+    with pytest.raises(ValueError, match=r"data.text_column=body: its columns are n, text"):
+        open_with(text_column="body")
+    with pytest.raises(ValueError, match=r"data.text_column=n holds int, not text"):
+        open_with(text_column="n")
+    with pytest.raises(ValueError, match=r"has 12 documents, but each of data.streams=13 .*=12"):
+        open_with(streams=13)
+    with pytest.raises(ValueError, match=r"no held-out document among 12: raise data.validation_f"):
+        open_with(validation_fraction=1e-9)

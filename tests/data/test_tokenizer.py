@@ -1,0 +1,123 @@
+"""The tokenizer loses nothing, is made the same way twice, and exports to the same ids."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+from data.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer, train_tokenizer
+
+AWKWARD = [
+    *(" ", "  ", "\t", "\n", "\r\n", "\0", "\u2581", "\u2581\u2581 ", "<s>", "</s>", "<unk>"),
+    *("<0x0A>", "é", "e\u0301", "ﬁ", "漢", "😀", "\ufeff", "\u2047", "\u2585", "\ufffd", "\x1b"),
+    *("\u200b", "\U0010ffff", "a", "0", "return", "self.", "def ", "\n        ", " " * 33),
+]
+
+
+def awkward_texts(count: int) -> Iterator[str]:
+    """Seeded mixtures of what tokenizers get wrong, and of any characters at all."""
+    rng = random.Random(0)
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    for _ in range(count):
+        yield "".join(rng.choices(AWKWARD, k=rng.randrange(40)))
+        yield "".join(rng.choices(characters, k=rng.randrange(20)))
+
+
+def test_decode_gives_any_text_back(tokenizer: Tokenizer, library: list[str]) -> None:
+    for text in [*awkward_texts(1000), *library]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert not {0, tokenizer.bos_id, tokenizer.eos_id} & set(ids)
+
+
+def test_an_exported_tokenizer_gives_the_same_ids_and_text(
+    tokenizer: Tokenizer, library: list[str], tmp_path: Path
+) -> None:
+    tokenizer.export(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(loaded) == tokenizer.vocab_size
+    assert (loaded.bos_token_id, loaded.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
+    for text in [*awkward_texts(1000), *library]:
+        ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+        assert loaded(text)["input_ids"] == ids
+        assert loaded.decode(ids, skip_special_tokens=True) == text
+    assert Tokenizer(tmp_path / "tokenizer.model").encode(library[0]) == tokenizer.encode(
+        library[0]
+    )
+
+
+def test_newline_and_indentation_are_pieces(tokenizer: Tokenizer) -> None:
+    """Else a line of code costs a token for every space before it."""
+    assert len(tokenizer.encode(" " * 16)) == 1
+    assert len(tokenizer.encode("\n        return")) <= 2
+
+
+def test_training_twice_gives_the_same_file(library: list[str], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train_tokenizer(library[:20], tmp_path / name, 500)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_line_longer_than_the_trainer_takes_still_counts(tmp_path: Path) -> None:
+    line = "abcdefgh zyxwvuts " * 20_000
+    train_tokenizer([line], tmp_path / "long.model", 300)
+    assert len(Tokenizer(tmp_path / "long.model").encode(line)) < len(line) / 8
+
+
+def test_a_cached_tokenizer_is_not_trained_again(library: list[str], tmp_path: Path) -> None:
+    config = TokenizerConfig(vocab_size=500, train_bytes=100_000)
+    first = open_tokenizer(config, lambda: library, tmp_path, "key")
+    again = open_tokenizer(config, lambda: pytest.fail("read the texts again"), tmp_path, "key")
+    assert first.fingerprint == again.fingerprint
+
+
+def test_a_model_with_a_dummy_prefix_is_made_lossless(library: list[str], tmp_path: Path) -> None:
+    """As llama's own tokenizer has it."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(library[0].splitlines()),
+        model_prefix=str(tmp_path / "llama"),
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    opened = Tokenizer(tmp_path / "llama.model")
+    opened.export(tmp_path / "export")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "export")
+    for text in awkward_texts(200):
+        assert opened.decode(opened.encode(text)) == text
+        assert loaded(text)["input_ids"] == [opened.bos_id, *opened.encode(text)]
+
+
+def test_a_lossy_model_is_refused(library: list[str], tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(library[0].splitlines()),
+        model_prefix=str(tmp_path / "lossy"),
+        model_type="unigram",
+        vocab_size=200,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(ValueError, match="not a BPE model.*no byte fallback.*normalizes text"):
+        Tokenizer(tmp_path / "lossy.model")
+
+
+def test_errors_name_both_numbers_and_the_key(library: list[str], tmp_path: Path) -> None:
+    train_tokenizer(library[:20], tmp_path / "a.model", 500)
+
+    def open_with(**settings: object) -> Tokenizer:
+        return open_tokenizer(TokenizerConfig(**settings), lambda: ["short"], tmp_path, "key")
+
+    with pytest.raises(ValueError, match=r"has 500 pieces.*4096.*tokenizer.vocab_size=500"):
+        open_with(path=str(tmp_path / "a.model"))
+    with pytest.raises(ValueError, match=r"tokenizer.path=.*none.model is no file"):
+        open_with(path=str(tmp_path / "none.model"))
+    with pytest.raises(ValueError, match=r"tokenizer.vocab_size=4096 could not be trained"):
+        open_with()
+    with pytest.raises(ValueError, match=r"tokenizer.vocab_size=5 leaves no room"):
+        TokenizerConfig(vocab_size=5)

@@ -1,0 +1,81 @@
+"""Worker processes: they outlive signals meant for the run, and never outlive the run."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data.tokenizer import Tokenizer
+from tests.data.corpora import make_documents, write_corpus
+
+REPOSITORY = Path(__file__).parents[2]
+PROGRAM = """
+import multiprocessing, signal, sys
+from pathlib import Path
+from data.loader import Loader
+from data.sources import DataConfig, SourceKind, open_source
+from data.tokenizer import Tokenizer
+
+caught = []
+signal.signal(signal.SIGTERM, lambda *_: caught.append("TERM"))
+signal.signal(signal.SIGINT, lambda *_: caught.append("INT"))
+config = DataConfig(
+    kind=SourceKind.files, files=sys.argv[1] + "/*.txt", streams=4, num_workers=2,
+    validation_fraction=0.2,
+)
+loader = Loader(
+    config, open_source(config), Tokenizer(Path(sys.argv[2])), seed=0, sequence_length=16,
+    global_batch_size=4, micro_batch_size=4, rank=0, world_size=1,
+)
+steps = loader.steps(0)
+next(steps)
+print("ready", len(multiprocessing.active_children()), flush=True)
+sys.stdin.readline()
+for _ in range(200):
+    next(steps)
+print(*sorted(caught), flush=True)
+loader.close()
+print("left", len(multiprocessing.active_children()), flush=True)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[subprocess.Popen[str]]:
+    """A process with two workers, in a process group of its own, that has served one step."""
+    write_corpus("files", tmp_path / "text", make_documents(30))
+    tokenizer.export(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, tmp_path / "text", tmp_path / "tokenizer.model"],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready 2\n"
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_workers_survive_signals_to_the_whole_group_and_end_on_close(
+    run: subprocess.Popen[str],
+) -> None:
+    os.killpg(run.pid, signal.SIGTERM)
+    os.killpg(run.pid, signal.SIGINT)
+    output, _ = run.communicate("go on\n", timeout=60)
+    assert output == "INT TERM\nleft 0\n"
+    assert run.returncode == 0
+
+
+def test_no_worker_outlives_a_killed_parent(run: subprocess.Popen[str]) -> None:
+    """The workers hold the pipe too: it ends when the last of them does."""
+    os.kill(run.pid, signal.SIGKILL)
+    output, _ = run.communicate(timeout=60)
+    assert output == "" and run.returncode == -signal.SIGKILL

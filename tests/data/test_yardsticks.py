@@ -1,0 +1,26 @@
+"""The yardsticks are what an independent count gives."""
+
+import math
+import zlib
+
+import pytest
+
+from data.tokenizer import Tokenizer
+from data.yardsticks import yardsticks
+
+
+def test_unigram_is_the_entropy_per_byte(tokenizer: Tokenizer) -> None:
+    """Four documents of one token each: half of all tokens <eos>, an eighth each of the others."""
+    texts = ["a", "b", "c", "d"]
+    assert all(len(tokenizer.encode(text)) == 1 for text in texts)
+    bits = 8 * (0.5 * 1 + 4 * 0.125 * 3)
+    assert math.isclose(yardsticks(texts, tokenizer)["unigram"], bits / 4)
+
+
+def test_gzip_is_each_document_deflated_with_its_header(
+    tokenizer: Tokenizer, library: list[str]
+) -> None:
+    texts = library[:5]
+    size = sum(len(text.encode()) for text in texts)
+    deflated = sum(len(zlib.compress(text.encode(), 9, wbits=31)) for text in texts)
+    assert yardsticks(texts, tokenizer)["gzip"] == pytest.approx(8 * deflated / size)
