@@ -38,14 +38,14 @@ def flops_per_token(model: DecoderForCausalLM) -> float:
     return 6.0 * weights + 12.0 * config.num_layers * config.key_dim * config.value_dim
 
 
-def export_model(
-    config: RetentionConfig, weights: dict[str, Tensor], dtype: torch.dtype, folder: Path
-) -> None:
-    """Writes config.json, generation_config.json and model.safetensors that `from_pretrained`
-    loads."""
+def export_model(config: RetentionConfig, weights: dict[str, Tensor], folder: Path) -> None:
+    """Writes config.json, generation_config.json and model.safetensors that `from_pretrained` loads.
+
+    weights: as the model's `state_dict()` names them, all of one dtype, which the files keep.
+    """
     model_class = NucleusXForCausalLM if isinstance(config, NucleusXConfig) else RetNetForCausalLM
     with torch.device("meta"):
         model = model_class(config)
-    model = model.to_empty(device="cpu").to(dtype)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
     model.save_pretrained(folder)

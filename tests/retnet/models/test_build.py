@@ -51,7 +51,7 @@ VARIANTS = [
 def test_an_exported_model_loads_through_the_auto_classes_and_generates_the_same(changes, tmp_path):
     config = public_config(small(**changes))
     model = build_model(config, select_kernels(), seed=0).eval()
-    export_model(config, model.state_dict(), torch.float32, tmp_path)
+    export_model(config, model.state_dict(), tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).to_dict()["decoder_embed_dim"] == 32
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))

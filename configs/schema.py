@@ -1,0 +1,127 @@
+"""The typed config of a run: it nests the dataclasses that each room declares beside its code.
+
+Hydra composes YAML groups and overrides into it (`configs/train.yaml` puts it first, so that each
+value is checked against its type); `plain` then gives the run one object that knows no Hydra.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from data.loader import check_layout
+from data.sources import DataConfig
+from data.tokenizer import TokenizerConfig
+from retnet.kernels.select import KernelsConfig
+from retnet.models.configuration import ModelConfig
+from retnet.training.checkpoint import CheckpointConfig
+from retnet.training.engine import EngineConfig
+from retnet.training.metrics import LoggingConfig
+from retnet.training.optimizer import OptimizerConfig
+from retnet.training.schedule import ScheduleConfig
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    name: str = "first-run"
+    "Names the run's folder, runs/<name>; the same name goes on where that run stopped."
+    steps: int = 100
+    "Optimizer steps in all, earlier sessions of the run counted."
+    seed: int = 0
+    "Decides the initial weights, the order of the data and dropout."
+    sequence_length: int = 512
+    "Tokens a row of the batch predicts."
+    global_batch_size: int = 16
+    "Rows of one optimizer step, over all ranks."
+    micro_batch_size: int = 8
+    "Rows that one rank computes at once; gradients are accumulated up to the global batch."
+    log_every: int = 10
+    "Steps between lines of metrics."
+    evaluate_every: int = 100
+    "Steps between evaluations on the held-out rows; 0: only at the end."
+    save_every: int = 100
+    "Steps between checkpoints; 0: only at the end and when asked to stop."
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise ValueError(f"name={self.name!r} must be a folder's name below runs/")
+        for key in ("steps", "sequence_length", "global_batch_size", "micro_batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: needed at least 1")
+        for key in ("seed", "evaluate_every", "save_every"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)}: needed at least 0")
+        if self.log_every < 1:
+            raise ValueError(f"log_every={self.log_every}: needed at least 1")
+        if self.tokenizer.vocab_size > self.model.vocab_size:
+            raise ValueError(
+                f"tokenizer.vocab_size={self.tokenizer.vocab_size} does not fit into "
+                f"model.vocab_size={self.model.vocab_size}; raise model.vocab_size or take a "
+                "smaller tokenizer"
+            )
+
+    def check(self, world_size: int) -> None:
+        """Raises ValueError where the batch or the data do not divide over the launched ranks, or
+        where the run's folder belongs to another model. Touches no device."""
+        check_layout(self.data, self.global_batch_size, self.micro_batch_size, world_size)
+        earlier = self.folder / "config.yaml"
+        if not earlier.exists():
+            return
+        old, new = yaml.safe_load(earlier.read_text())["model"], as_dict(self)["model"]
+        changed = [f"model.{key}={old.get(key)}" for key in new if old.get(key) != new[key]]
+        changed = [text for text in changed if text.split("=")[0] not in FREE_TO_CHANGE]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run with {', '.join(changed)}, and this command asks for "
+                f"another model; go on with that one, or start a new run with name=..."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path("runs") / self.name
+
+
+FREE_TO_CHANGE = {
+    f"model.{key}"
+    for key in (
+        *("forward_mode", "chunk_size", "dropout", "activation_dropout", "drop_path", "z_loss"),
+        "initializer_range",
+    )
+}
+"Keys of a model that neither shape its weights nor what they mean; a resumed run may change them."
+
+
+def plain(composed: DictConfig) -> Config:
+    """Hydra's composed config as one typed object; raises ValueError from the configs' own checks."""
+    return OmegaConf.to_object(composed)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The config as plain YAML values."""
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+
+def write_config(config: Config) -> None:
+    """Writes the resolved config into the run's folder."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(as_dict(config), sort_keys=False)
+    (config.folder / "config.yaml").write_text(text)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
