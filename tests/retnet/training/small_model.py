@@ -59,7 +59,7 @@ class Spoiled(SmallModel):
             weight = self.layers[0].weight.float()
             loss = loss + ((weight - weight.detach()).sum() ** 2).sqrt()
         if bool((input_ids[:, 0] == 1).any()):
-            loss = loss * float("nan")
+            loss = loss + float("nan")  # a constant: the gradient stays finite
         return Output(loss)
 
 

@@ -166,17 +166,24 @@ def saved(folder: Path, steps: list[int], keep_last: int) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def loaded(folder: Path, stage: int = 1) -> dict[str, Any]:
-    """What loading from `folder` gives: the state, what was passed over, or the error."""
-    engine = start(make_model(), stage, False, Precision.float32, 1)
-    before = gather_weights(engine)
-    found: dict[str, Any] = {"loaded": None, "error": None}
-    try:
-        found["loaded"] = load_checkpoint(engine, folder / "checkpoints")
-    except (ValueError, RuntimeError) as error:
-        found["error"] = f"{type(error).__name__}: {error}"
-    after = gather_weights(engine)
-    found["moved"] = before and any(not torch.equal(before[name], after[name]) for name in before)
+def loaded(folder: Path, runs: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """What loading from each run folder in the ZeRO stage given gives: the state and what was
+    passed over, or the error, and whether a weight moved."""
+    found = {}
+    for run, stage in runs.items():
+        engine = start(make_model(), stage, False, Precision.float32, 1)
+        before = gather_weights(engine)
+        result: dict[str, Any] = {"loaded": None, "error": None}
+        try:
+            result["loaded"] = load_checkpoint(engine, Path(run) / "checkpoints")
+        except (ValueError, RuntimeError) as error:
+            result["error"] = f"{type(error).__name__}: {error}"
+        after = gather_weights(engine)
+        result["moved"] = any(
+            not torch.equal(value, after[name]) for name, value in (before or {}).items()
+        )
+        found[run] = result
+        engine.destroy()
     return found
 
 

@@ -1,0 +1,178 @@
+"""The run's files: every line once, every line valid, and only rank 0 speaks."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retnet.training.curve import loss_curve, smoothed
+from retnet.training.metrics import (
+    LoggingConfig,
+    Metrics,
+    Speed,
+    WandbMode,
+    is_logged_in,
+    read_lines,
+)
+
+ROOT = Path(__file__).parents[3]
+OFF = LoggingConfig(wandb=WandbMode.off)
+
+
+def _open(folder: Path, config: LoggingConfig = OFF, rank: int = 0, **values: Any) -> Metrics:
+    return Metrics(
+        folder,
+        config,
+        console=values.pop("console", io.StringIO()),
+        total_steps=20,
+        run_name="run7",
+        resolved_config={"seed": 1},
+        rank=rank,
+    )
+
+
+def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
+    with _open(tmp_path) as metrics:
+        metrics.resume_at(0)
+        for step in range(1, 8):
+            metrics.log(step, {"loss": 1.0 / step})
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-5])  # the process died while it wrote step 7
+    with _open(tmp_path) as metrics:
+        metrics.resume_at(4)
+        for step in range(5, 10):
+            metrics.log(step, {"loss": 1.0 / step})
+    assert read_lines(file) == [{"step": step, "loss": 1.0 / step} for step in range(1, 10)]
+
+
+def test_a_torn_line_does_not_swallow_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    with _open(tmp_path) as metrics:
+        metrics.resume_at(1)
+        metrics.log(2, {"loss": 2.0})
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(RuntimeError, match="metrics.jsonl line 2"):
+        read_lines(tmp_path / "metrics.jsonl")
+
+
+def test_every_line_is_strict_json(tmp_path: Path) -> None:
+    with _open(tmp_path) as metrics:
+        metrics.resume_at(0)
+        metrics.log(1, {"loss": float("nan"), "grad_norm": float("inf"), "tokens": 5})
+        metrics.event("skipped", step=1, reason="overflow")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert parsed == [{"step": 1, "loss": None, "grad_norm": None, "tokens": 5}]
+    event = read_lines(tmp_path / "events.jsonl")[0]
+    assert (event["event"], event["step"], event["reason"]) == ("skipped", 1, "overflow")
+    assert event["time"].endswith("+00:00")
+
+
+def test_events_are_only_ever_added(tmp_path: Path) -> None:
+    for step in (0, 4, 2):
+        with _open(tmp_path) as metrics:
+            metrics.resume_at(step)
+            metrics.event("resumed", step=step)
+    assert [line["step"] for line in read_lines(tmp_path / "events.jsonl")] == [0, 4, 2]
+
+
+def test_other_ranks_leave_no_trace(tmp_path: Path) -> None:
+    console = io.StringIO()
+    with _open(tmp_path / "run", rank=1, console=console) as metrics:
+        metrics.resume_at(0)
+        metrics.log(1, {"loss": 1.0})
+        metrics.event("saved")
+        metrics.say("saved")
+    assert not (tmp_path / "run").exists() and console.getvalue() == ""
+
+
+def test_a_killed_process_loses_no_line_it_logged(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from retnet.training.metrics import LoggingConfig, Metrics, WandbMode
+metrics = Metrics(Path({str(tmp_path)!r}), LoggingConfig(wandb=WandbMode.off), console=sys.stdout,
+                  total_steps=9, run_name="r", resolved_config={{}}, rank=0)
+metrics.resume_at(0)
+for step in range(1, 6):
+    metrics.log(step, {{"loss": 1.0}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_speed_counts_tokens_by_the_clock_and_knows_no_mfu_without_a_peak() -> None:
+    known = Speed(flops_per_token=10.0, peak_flops=1000.0, world_size=2).measure(50)
+    assert known["mfu"] == pytest.approx(known["tokens_per_second"] * 10.0 / 2000.0)
+    unknown = Speed(flops_per_token=10.0, peak_flops=None, world_size=2).measure(50)
+    assert set(unknown) == {"tokens_per_second"}
+
+
+def test_wandb_offline_writes_its_files_and_a_resumed_run_keeps_its_id(tmp_path: Path) -> None:
+    config = LoggingConfig(wandb=WandbMode.offline)
+    for first, last in ((1, 4), (3, 6)):  # the second comes by step 3 again
+        with _open(tmp_path, config) as metrics:
+            metrics.resume_at(first - 1)
+            for step in range(first, last):
+                metrics.log(step, {"loss": 0.5})
+    identity = (tmp_path / "wandb_id").read_text()
+    files = list(tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
+    assert len(files) == 2 and all(file.stat().st_size > 0 for file in files)
+
+
+def test_wandb_is_off_without_a_key_and_online_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not is_logged_in()
+    with _open(tmp_path / "auto", LoggingConfig(wandb=WandbMode.auto)) as metrics:
+        metrics.resume_at(0)
+        metrics.log(1, {"loss": 1.0})
+    names = sorted(path.name for path in (tmp_path / "auto").iterdir())
+    assert names == ["events.jsonl", "metrics.jsonl"]
+    with pytest.raises(ValueError, match="logging.wandb is online.*wandb login"):
+        _open(tmp_path / "online", LoggingConfig(wandb=WandbMode.online))
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
+    assert is_logged_in()
+
+
+def test_the_curve_is_drawn_from_the_lines(tmp_path: Path) -> None:
+    assert loss_curve(tmp_path) is None
+    with _open(tmp_path) as metrics:
+        metrics.resume_at(0)
+        for step in range(1, 40):
+            metrics.log(step, {"loss": 3.0 / step})
+            if step % 10 == 0:
+                metrics.log(step, {"val/held_out/loss": 3.1 / step})
+    path = loss_curve(tmp_path)
+    assert path is not None and path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_smoothing_keeps_a_constant_and_the_length() -> None:
+    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert smoothed([1.0]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [({"peak_flops": 0.0}, "logging.peak_flops is 0.0"), ({"sample_tokens": -1}, "sample_tokens")],
+)
+def test_impossible_logging_is_refused_by_its_key(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        LoggingConfig(**values)
