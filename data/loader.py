@@ -61,7 +61,8 @@ class Loader:
     ) -> None:
         """Read the held-out documents; start no process yet. Sizes in rows, lengths in tokens."""
         check_layout(config, global_batch_size, micro_batch_size, world_size)
-        self._config, self._source, self._tokenizer = config, source, tokenizer
+        self._config, self._source = config, source
+        self.tokenizer = tokenizer
         self._seed, self._length = seed, sequence_length
         self._rank, self._world_size = rank, world_size
         self._micro_batch_size = micro_batch_size
@@ -79,7 +80,7 @@ class Loader:
         config = self._config
         parts = {
             "source": self._source.fingerprint(),
-            "tokenizer": self._tokenizer.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
             "sequence_length": self._length,
             "streams": config.streams,
             "window": config.shuffle_window if config.kind is SourceKind.dataset else None,
@@ -141,7 +142,7 @@ class Loader:
         self._workers = []
 
     def _pack_validation(self) -> list[Batch]:
-        tokenizer, size = self._tokenizer, self._micro_batch_size
+        tokenizer, size = self.tokenizer, self._micro_batch_size
         encoded = [
             np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
             for text in self.held_out
@@ -159,7 +160,7 @@ class Loader:
             _stream_rows,
             cursors=self._cursors,
             source=self._source,
-            tokenizer=self._tokenizer,
+            tokenizer=self.tokenizer,
             num_streams=self._config.streams,
             seed=self._seed,
             sequence_length=self._length,

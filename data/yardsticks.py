@@ -26,3 +26,9 @@ def yardsticks(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
     bits = -sum(count * math.log2(count / total) for count in counts.values())
     packed = sum(len(gzip.compress(text.encode(), 9, mtime=0)) for text in texts)
     return {"unigram": bits / size, "gzip": 8 * packed / size}
+
+
+def against(bits: float, yardstick: float) -> str:
+    """How a model with `bits` per byte stands to a yardstick, in words."""
+    share = abs(bits / yardstick - 1)
+    return f"the model needs {share:.0%} {'less' if bits < yardstick else 'more'}"

@@ -1,5 +1,6 @@
 """The k-th global batch is the same for any number of ranks and workers, and after any resume."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -125,6 +126,29 @@ def test_ranks_and_workers_do_not_change_a_global_batch(
         assert torch.equal(step, wanted) and cursors == wanted_cursors
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "row groups"])
+def test_workers_read_all_of_a_dataset(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """`datasets` gives a torch worker only its share of what it iterates, unless told otherwise."""
+    config = write_corpus(kind, tmp_path, make_documents(41))
+    served = []
+    for workers in (0, 1, 2):
+        loader = Loader(
+            dataclasses.replace(config, num_workers=workers),
+            open_source(config),
+            tokenizer,
+            seed=3,
+            sequence_length=LENGTH,
+            global_batch_size=GLOBAL,
+            micro_batch_size=MICRO,
+            rank=0,
+            world_size=1,
+        )
+        steps = itertools.islice(loader.steps(0), 40)
+        served.append(torch.cat([stack(batch) for step in steps for batch in step]))
+        loader.close()
+    assert torch.equal(served[0], served[1]) and torch.equal(served[0], served[2])
+
+
 @pytest.mark.parametrize("with_cursors", [True, False])
 def test_resume_at_any_step_is_exact(
     loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]], with_cursors: bool
@@ -155,13 +179,13 @@ def test_resuming_twice_on_other_numbers_of_ranks_is_exact(
 def test_another_batch_size_continues_the_same_rows(
     loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]]
 ) -> None:
-    """Position counts rows: 3 steps of 8 rows, then steps of 12, on 2 ranks."""
+    """Position counts rows: 18 of them on whatever machines, then steps of 8 rows on 4 ranks."""
     flat = torch.cat([step for step, _ in expected])
-    for rank in range(2):
-        loader = loaders.open(rank, 2, global_batch_size=12)
-        steps = loader.steps(24, expected[2][1])
-        got = torch.cat([stack(batch) for _ in range(4) for batch in next(steps)])
-        assert torch.equal(got, flat[24 + rank : 24 + 48 : 2])
+    for rank in range(4):
+        steps = loaders.open(rank, 4).steps(18, expected[1][1])
+        got = torch.cat([stack(batch) for _ in range(5) for batch in next(steps)])
+        mine = [i for i in range(18, 18 + 40) if i % 4 == rank]
+        assert torch.equal(got, flat[mine])
 
 
 def test_cursors_beyond_the_position_are_not_believed(

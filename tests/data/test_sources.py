@@ -1,5 +1,8 @@
 """Every kind of source keeps the laws of order; what cannot be read is answered with a sentence."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -132,3 +135,22 @@ def test_what_the_data_lacks_is_answered_with_what_there_is(tmp_path: Path) -> N
         open_with(streams=13)
     with pytest.raises(ValueError, match=r"no held-out document among 12: raise data.validation_f"):
         open_with(validation_fraction=1e-9)
+
+
+def test_a_hub_that_does_not_answer_is_the_machine_s_fault() -> None:
+    """In a process of its own, told to stay off the network as a node without one is."""
+    program = """
+from data.sources import DataConfig, SourceKind, open_source
+try:
+    open_source(DataConfig(kind=SourceKind.dataset, dataset="nobody/nothing"))
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("data.dataset=nobody/nothing cannot be reached: check the name")
