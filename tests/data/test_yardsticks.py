@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from data.tokenizer import Tokenizer
-from data.yardsticks import yardsticks
+from data.yardsticks import against, yardsticks
 
 
 def test_unigram_is_the_entropy_per_byte(tokenizer: Tokenizer) -> None:
@@ -24,3 +24,8 @@ def test_gzip_is_each_document_deflated_with_its_header(
     size = sum(len(text.encode()) for text in texts)
     deflated = sum(len(zlib.compress(text.encode(), 9, wbits=31)) for text in texts)
     assert yardsticks(texts, tokenizer)["gzip"] == pytest.approx(8 * deflated / size)
+
+
+def test_a_comparison_says_less_for_the_better_model() -> None:
+    assert against(1.5, 2.0) == "the model needs 25% less"
+    assert against(2.2, 2.0) == "the model needs 10% more"
