@@ -6,23 +6,31 @@ checks every byte against the manifest first and falls back to the newest good o
 of a run is, is `state.py`'s to say.
 """
 
-import hashlib
-import json
-import os
+from __future__ import annotations
+
 import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch.distributed as dist
 
-from retnet.training.engine import prints_logged
+from retnet.training.manifest import (
+    describe_files,
+    read_manifest,
+    sync,
+    verify,
+    write_manifest,
+    write_synced,
+)
 from retnet.training.state import TrainState
 
-MANIFEST = "manifest.json"
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 LATEST = "latest"
+_CONFIGURED = ("betas", "eps", "weight_decay")  # of the optimizer; the rate is set each step
 _SHARDS = "shards"  # the subfolder that DeepSpeed writes
 _FINISHED = re.compile(r"step-\d{8}")
 
@@ -56,7 +64,7 @@ class Loaded:
 
 
 def save_checkpoint(
-    engine: deepspeed.DeepSpeedEngine,
+    engine: DeepSpeedEngine,
     state: TrainState,
     folder: Path,
     config: dict[str, Any],
@@ -79,29 +87,26 @@ def save_checkpoint(
         _remove_leftovers(folder)
         temporary.mkdir()
     dist.barrier()
-    with prints_logged():
-        engine.save_checkpoint(str(temporary), tag=_SHARDS, save_latest=False)
-    files = _describe_files(temporary)
+    engine.save_checkpoint(str(temporary), tag=_SHARDS, save_latest=False)
+    files = describe_files(temporary)
     if _first():
         manifest = {
             "files": files,
             "state": state.as_dict(),
-            "world_size": dist.get_world_size(),
-            "stage": engine.zero_optimization_stage(),
-            "dtype": str(next(engine.module.parameters()).dtype),
+            "layout": _layout(engine),
             "config": config,
             "extra": extra or {},
         }
-        _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        write_manifest(temporary, manifest)
         for path in [temporary / _SHARDS, temporary]:
-            _sync(path)
+            sync(path)
         if final.exists():  # a run that was rolled back comes by this step again
             final.rename(final.with_suffix(".old"))
         temporary.rename(final)
-        _sync(folder)
-        _write_synced(folder / f"{LATEST}.tmp", final.name)
+        sync(folder)
+        write_synced(folder / f"{LATEST}.tmp", final.name)
         (folder / f"{LATEST}.tmp").replace(folder / LATEST)
-        _sync(folder)
+        sync(folder)
         _remove_leftovers(folder)
     dist.barrier()
     older = [path for path in checkpoints(folder) if path.name != final.name]
@@ -115,7 +120,7 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(engine: deepspeed.DeepSpeedEngine, folder: Path) -> Loaded | None:
+def load_checkpoint(engine: DeepSpeedEngine, folder: Path) -> Loaded | None:
     """Loads the newest good checkpoint of `folder` into the engine; None if there is none.
 
     Collective. Nothing of a bad checkpoint is loaded; `Loaded.passed_over` names each and why.
@@ -137,9 +142,12 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, folder: Path) -> Loaded |
         raise RuntimeError(f"no checkpoint in {folder} is good: {' '.join(passed_over)}")
     if path is None:
         return None
-    _check_layout(engine, path, manifest)
-    with prints_logged():
-        engine.load_checkpoint(str(path), tag=_SHARDS)
+    _check_layout(engine, path, manifest["layout"])
+    groups = engine.optimizer.param_groups
+    asked_for = [{key: group[key] for key in _CONFIGURED} for group in groups]
+    engine.load_checkpoint(str(path), tag=_SHARDS)
+    for group, values in zip(engine.optimizer.param_groups, asked_for, strict=True):
+        group.update(values)  # the shards bring the numbers of the run that saved them
     return Loaded(path, TrainState.from_dict(manifest["state"]), manifest["extra"], passed_over)
 
 
@@ -162,44 +170,6 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def verify(path: Path, rank: int = 0, world_size: int = 1) -> None:
-    """Checks the files of a checkpoint against its manifest; each rank can take its share.
-
-    Raises:
-        RuntimeError: a sentence that names the file, what was expected and what was found.
-    """
-    files = sorted(read_manifest(path)["files"].items())
-    for name, expected in files[rank::world_size]:
-        file = path / name
-        if not file.is_file():
-            raise RuntimeError(f"{file} is missing; its manifest lists {expected['bytes']} bytes.")
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            raise RuntimeError(
-                f"{file} has {size} bytes; its manifest says {expected['bytes']} bytes."
-            )
-        checksum = _checksum(file)
-        if checksum != expected["sha256"]:
-            raise RuntimeError(
-                f"{file} has the SHA-256 {checksum}; its manifest says {expected['sha256']}."
-            )
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; RuntimeError if it is missing or no JSON."""
-    file = path / MANIFEST
-    if not file.is_file():
-        raise RuntimeError(f"{file} is missing; the checkpoint was never finished.")
-    try:
-        manifest = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise RuntimeError(f"{file} is not valid JSON: {error}.") from error
-    missing = {"files", "state", "world_size", "stage", "dtype", "extra"} - set(manifest)
-    if missing:
-        raise RuntimeError(f"{file} lacks {sorted(missing)}.")
-    return manifest
-
-
 def _problem(path: Path, rank: int, world_size: int) -> str | None:
     try:
         verify(path, rank, world_size)
@@ -217,58 +187,29 @@ def _agree(problem: str | None) -> None:
             raise RuntimeError(f"rank {rank} read the checkpoint back: {sentence}")
 
 
-def _check_layout(engine: deepspeed.DeepSpeedEngine, path: Path, manifest: dict[str, Any]) -> None:
-    here = {
+def _layout(engine: DeepSpeedEngine) -> dict[str, Any]:
+    """What must be the same for DeepSpeed to load its own shards."""
+    return {
         "world_size": dist.get_world_size(),
         "stage": engine.zero_optimization_stage(),
-        "dtype": str(next(engine.module.parameters()).dtype),
+        "dtype": str(next(engine.module.parameters()).dtype).removeprefix("torch."),
+        "optimizer": type(engine.optimizer).__name__,
     }
+
+
+def _check_layout(engine: DeepSpeedEngine, path: Path, saved: dict[str, Any]) -> None:
     remedies = {
         "world_size": "start the run on that many processes",
         "stage": "set engine.stage to it",
         "dtype": "set engine.dtype to it",
+        "optimizer": "set engine.offload_optimizer as it was",
     }
-    for key, value in here.items():
-        if manifest[key] != value:
+    for key, value in _layout(engine).items():
+        if saved[key] != value:
             raise ValueError(
-                f"{path} was made with {key} {manifest[key]} and this run has {value}; "
+                f"{path} was made with {key} {saved[key]} and this run has {value}; "
                 f"{remedies[key]}, or give the run another name."
             )
-
-
-def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Syncs every file below `folder` and lists its size and checksum, shared among the ranks."""
-    dist.barrier()
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    mine = {}
-    for name in names[dist.get_rank() :: dist.get_world_size()]:
-        _sync(folder / name)
-        size = (folder / name).stat().st_size
-        mine[name] = {"bytes": size, "sha256": _checksum(folder / name)}
-    parts: list[dict[str, dict[str, Any]]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return {name: entry for part in parts for name, entry in sorted(part.items())}
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_synced(file: Path, text: str) -> None:
-    with file.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(folder: Path) -> None:

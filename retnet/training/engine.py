@@ -5,26 +5,22 @@ stage keeps float32 master weights and sums gradients in float32, over micro-ste
 so that the stages take the same step: 1 to 3 by DeepSpeed's own wrappers, 0 by `replicated.py`.
 """
 
-import contextlib
-import io
-import logging
+from __future__ import annotations
+
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from retnet.training.optimizer import OptimizerConfig, build_optimizer
 from retnet.training.replicated import ReplicatedOptimizer
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # imported where it is used: it looks for devices, and talks, on import
+    from deepspeed import DeepSpeedEngine
 
 
 class Precision(Enum):
@@ -153,12 +149,15 @@ def start_engine(
     global_batch_size: int,
     micro_batch_size: int,
     device: torch.device,
-) -> deepspeed.DeepSpeedEngine:
+) -> DeepSpeedEngine:
     """The DeepSpeed engine around `module`; collective over the process group already joined.
 
     Weights are moved to `device` and cast to the resolved dtype in place, buffers keep their
     dtype, and rank 0's weights are given to every rank. Sizes are sequences.
     """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
     dtype = resolve_dtype(engine_config.dtype, device)
     if dtype == torch.float16 and not get_accelerator().is_fp16_supported():
         raise ValueError(
@@ -189,26 +188,18 @@ def start_engine(
         optimizer = build_optimizer(module, optimizer_config)
     # DeepSpeed calls collectives by names that torch 2.13 calls old, and torch says so each time.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
-    with prints_logged():
-        engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
 
 
-@contextlib.contextmanager
-def prints_logged() -> Iterator[None]:
-    """Turns what DeepSpeed prints (memory tables, traces) into debug records of our own log."""
-    with contextlib.redirect_stdout(io.StringIO()) as chatter:
-        yield
-    for line in chatter.getvalue().splitlines():
-        log.debug(line)
-
-
-def gather_weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor] | None:
+def gather_weights(engine: DeepSpeedEngine) -> dict[str, Tensor] | None:
     """The full float32 master weights on the CPU of rank 0, None elsewhere; collective.
 
     Named as `module.state_dict()` names them: tied names share one tensor, persistent buffers
     are included in their own dtype. One weight at a time is whole on the other ranks.
     """
+    from deepspeed.utils import safe_get_full_fp32_param
+
     first = dist.get_rank() == 0
     masters = engine.optimizer.masters() if engine.zero_optimization_stage() == 0 else None
     gathered: dict[int, Tensor] = {}

@@ -1,15 +1,20 @@
 """The loss on held-out rows, by all ranks. It changes nothing: not the weights, not the random
 numbers of training, not the module's mode."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from retnet.training.step import IGNORED, to_device
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,7 @@ class EvaluationResult:
 
 
 @torch.no_grad()
-def evaluate(
-    engine: deepspeed.DeepSpeedEngine, batches: Iterable[dict[str, Tensor]]
-) -> EvaluationResult:
+def evaluate(engine: DeepSpeedEngine, batches: Iterable[dict[str, Tensor]]) -> EvaluationResult:
     """Sums token losses over the batches of all ranks, in float64; collective.
 
     Every rank brings the same number of batches (the module's keyword arguments, `shift_labels`

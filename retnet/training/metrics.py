@@ -66,18 +66,23 @@ class Speed:
         """`flops_per_token` of forward and backward; `peak_flops` of one device, None: unknown."""
         self._flops_per_token = flops_per_token
         self._peak = None if peak_flops is None else peak_flops * world_size
-        self._since = time.perf_counter()
+        self.restart()
 
     def restart(self) -> None:
-        """Leaves out what happened since the last look (an evaluation, a save)."""
-        self._since = time.perf_counter()
+        """Looks at the clock anew: leaves out what came before (an evaluation, a save)."""
+        self._since, self._tokens = time.perf_counter(), 0
 
-    def measure(self, tokens: int) -> dict[str, float]:
-        """`tokens_per_second`, and `mfu` (0 to 1) where the peak is known, for the tokens that all
-        ranks processed since the last look."""
-        now = time.perf_counter()
-        rate = tokens / max(now - self._since, 1e-9)
-        self._since = now
+    def add(self, tokens: int) -> None:
+        """Counts tokens that all ranks together have processed."""
+        self._tokens += tokens
+
+    def measure(self) -> dict[str, float]:
+        """`tokens_per_second`, and `mfu` (0 to 1) where the peak is known, since the last look; {}
+        where nothing was counted since."""
+        if not self._tokens:
+            return {}
+        rate = self._tokens / max(time.perf_counter() - self._since, 1e-9)
+        self.restart()
         result = {"tokens_per_second": rate}
         if self._peak is not None:
             result["mfu"] = rate * self._flops_per_token / self._peak

@@ -5,15 +5,20 @@ depends on how many ranks or micro-batches the batch was cut into. It decides no
 batch or which learning rate.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 IGNORED = -100
 """The label of a position that is no target, torch's convention."""
@@ -38,7 +43,7 @@ class StepResult:
 
 
 def train_step(
-    engine: deepspeed.DeepSpeedEngine,
+    engine: DeepSpeedEngine,
     micro_batches: list[dict[str, Tensor]],
     *,
     learning_rate: float,
@@ -96,9 +101,7 @@ def train_step(
     return StepResult(sum(by_rank) / parts, grad_norm, int(tokens), skipped)
 
 
-def _check_accumulation(
-    engine: deepspeed.DeepSpeedEngine, micro_batches: list[dict[str, Tensor]]
-) -> None:
+def _check_accumulation(engine: DeepSpeedEngine, micro_batches: list[dict[str, Tensor]]) -> None:
     expected = engine.gradient_accumulation_steps()
     assert len(micro_batches) == expected, (
         f"a step takes {expected} micro-batches on each rank and got {len(micro_batches)}"
@@ -117,7 +120,7 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def _find_bad_gradients(
-    engine: deepspeed.DeepSpeedEngine, micro_batches: list[dict[str, Tensor]], num_items: Tensor
+    engine: DeepSpeedEngine, micro_batches: list[dict[str, Tensor]], num_items: Tensor
 ) -> str:
     """Says which rank's gradient is bad, by doing the step's backward passes again; collective.
 

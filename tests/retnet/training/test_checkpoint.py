@@ -73,6 +73,7 @@ def test_resume_is_exact(tmp_path: Path) -> None:
             assert seen["loaded"].state == seen["state"], key
             assert seen["loaded"].extra == {"cursors": [1, 2]}, key
             assert seen["loaded"].passed_over == [], key
+            assert seen["decays"] == [0.7, 0.0], f"{key}: the saved run's weight decay came back"
             for name, value in (weights or {}).items():
                 assert torch.equal(value, weights_again[name]), (key, name)
 
@@ -112,6 +113,16 @@ def test_a_torn_manifest_is_no_manifest(damaged: Path) -> None:
     path, passed_over = newest_good(damaged / "checkpoints")
     assert path is not None and path.name == "step-00000002"
     assert "not valid JSON" in passed_over[0]
+
+
+def test_a_manifest_whose_numbers_changed_is_refused(damaged: Path) -> None:
+    file = damaged / "checkpoints/step-00000003/manifest.json"
+    text = file.read_text()
+    assert '"step": 3' in text
+    file.write_text(text.replace('"step": 3', '"step": 7'))
+    path, passed_over = newest_good(damaged / "checkpoints")
+    assert path is not None and path.name == "step-00000002"
+    assert "manifest.json has the SHA-256" in passed_over[0]
 
 
 def test_nothing_of_a_bad_checkpoint_is_loaded(loads: dict[str, Any]) -> None:

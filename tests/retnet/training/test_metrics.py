@@ -117,10 +117,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_speed_counts_tokens_by_the_clock_and_knows_no_mfu_without_a_peak() -> None:
-    known = Speed(flops_per_token=10.0, peak_flops=1000.0, world_size=2).measure(50)
-    assert known["mfu"] == pytest.approx(known["tokens_per_second"] * 10.0 / 2000.0)
-    unknown = Speed(flops_per_token=10.0, peak_flops=None, world_size=2).measure(50)
-    assert set(unknown) == {"tokens_per_second"}
+    known = Speed(flops_per_token=10.0, peak_flops=1000.0, world_size=2)
+    known.add(20)
+    known.restart()  # forgets both the tokens and the time before
+    assert known.measure() == {}
+    known.add(50)
+    measured = known.measure()
+    assert measured["mfu"] == pytest.approx(measured["tokens_per_second"] * 10.0 / 2000.0)
+    unknown = Speed(flops_per_token=10.0, peak_flops=None, world_size=2)
+    unknown.add(50)
+    assert set(unknown.measure()) == {"tokens_per_second"}
 
 
 def test_wandb_offline_writes_its_files_and_a_resumed_run_keeps_its_id(tmp_path: Path) -> None:

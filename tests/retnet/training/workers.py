@@ -121,6 +121,11 @@ def resumed(folder: Path) -> dict[Any, Any]:
             engine.destroy()
             torch.manual_seed(12345)
             engine = start(SmallModel(dropout=0.1), stage, offload, dtype, 2)
+            engine.optimizer.param_groups[0]["weight_decay"] = 0.7
+            load_checkpoint(engine, run)
+            decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+            engine.destroy()
+            engine = start(SmallModel(dropout=0.1), stage, offload, dtype, 2)
             loaded = load_checkpoint(engine, run)
             again = list(take_steps(engine, 3, 6)), gather_weights(engine)
             engine.destroy()
@@ -129,6 +134,7 @@ def resumed(folder: Path) -> dict[Any, Any]:
                 "again": again,
                 "loaded": loaded,
                 "state": state,
+                "decays": decays,
             }
     return found
 
