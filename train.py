@@ -8,33 +8,29 @@ The four rooms meet here: what is computed (retnet/models), how fast (retnet/ker
 tokens (data), on which machines (launch); retnet/training turns gradients into steps.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import shutil
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hydra
-from deepspeed import DeepSpeedEngine
 from omegaconf import DictConfig
 
 from configs.explain import check_overrides
+from configs.manual import manual
 from configs.schema import Config, as_dict, plain, write_config
 from data.loader import Batch, Loader
 from data.prepare import prepare
-from data.tokenizer import Tokenizer
-from data.yardsticks import yardsticks
+from data.yardsticks import against, yardsticks
+from launch import world as launched
 from launch.supervise import StopRequest
 from launch.terminal import Terminal, claim_terminal
-from launch.world import (
-    World,
-    join_world,
-    launched_rank,
-    launched_world_size,
-    leave_world,
-    without_local_rank,
-)
+from launch.world import World, join_world, leave_world
 from retnet.kernels import select_kernels
 from retnet.models.build import build_model, count_parameters, export_model, flops_per_token
 from retnet.models.configuration import public_config
@@ -49,10 +45,11 @@ from retnet.training.schedule import learning_rate
 from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, train_step
 
+if TYPE_CHECKING:
+    from retnet.training.engine import DeepSpeedEngine
+
 MACHINE_FAULT, USER_ERROR, DIVERGED = 1, 2, 3
 "Exit codes; 0 is finished, or asked to stop and saved."
-
-log = logging.getLogger(__name__)
 
 
 def train(config: Config, terminal: Terminal) -> None:
@@ -61,48 +58,42 @@ def train(config: Config, terminal: Terminal) -> None:
     world = join_world()
     metrics = open_run_folder(config, world, terminal)
     kernels = select_kernels(config.kernels, world.device)
-    loader, tokenizer = open_data(config, world)
-    public = public_config(config.model, tokenizer.bos_id, tokenizer.eos_id)
+    loader = open_data(config, world)
+    public = public_config(config.model, loader.tokenizer.bos_id, loader.tokenizer.eos_id)
     model = build_model(public, kernels, config.seed)
-    engine = start_engine(
-        model,
-        config.optimizer,
-        config.engine,
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-        device=world.device,
+    sizes = dict(
+        global_batch_size=config.global_batch_size, micro_batch_size=config.micro_batch_size
     )
+    engine = start_engine(model, config.optimizer, config.engine, device=world.device, **sizes)
     state, batches = resume_or_begin(config, engine, loader, metrics)
     metrics.say(
-        f"{public.model_type}, {count_parameters(model):,} parameters in {model.dtype} on "
-        f"{world.world_size} x {world.device.type}; {kernels.description}; {config.folder}"
+        f"{public.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
+        f"{world.world_size} x {world.device.type}, {kernels.description}, folder {config.folder}"
     )
+    peak = config.logging.peak_flops or peak_flops(world.device, model.dtype)
     speed = Speed(
-        flops_per_token=flops_per_token(model),
-        peak_flops=config.logging.peak_flops or peak_flops(world.device, model.dtype),
-        world_size=world.world_size,
+        flops_per_token=flops_per_token(model), peak_flops=peak, world_size=world.world_size
     )
-    saved_at = state.step
+    saved_at = None
     while state.step < config.steps and not world.any(bool(stop)):
         result = take_step(config, engine, state, next(batches))
+        speed.add(config.global_batch_size * config.sequence_length)
         if due(state.step, config.log_every):
-            metrics.log(state.step, result | speed.measure(tokens_of(config.log_every, config)))
+            metrics.log(state.step, result | speed.measure())
         if due(state.step, config.evaluate_every):
             metrics.log(state.step, score(engine, loader))
             speed.restart()
         if due(state.step, config.save_every):
             saved_at = save(config, engine, state, loader, world, metrics)
             speed.restart()
-    if saved_at != state.step or state.step == 0:
+    if saved_at != state.step:
         save(config, engine, state, loader, world, metrics)
     loader.close()
     if state.step < config.steps:
         metrics.event("stopped", step=state.step, signal=stop.name)
-        metrics.say(
-            f"stopped at step {state.step} of {config.steps} and saved; the same command goes on"
-        )
+        metrics.say(f"stopped and saved at step {state.step}; the same command goes on from there")
     else:
-        finish(config, engine, loader, tokenizer, world, metrics)
+        finish(config, engine, loader, metrics)
     metrics.close()
     leave_world()
 
@@ -122,16 +113,14 @@ def open_run_folder(config: Config, world: World, terminal: Terminal) -> Metrics
     )
 
 
-def open_data(config: Config, world: World) -> tuple[Loader, Tokenizer]:
-    """The rows of this rank and the tokenizer, which one process per machine trains if need be."""
-    if world.local_rank == 0:
-        prepare(config.data, config.tokenizer, config.seed)
+def open_data(config: Config, world: World) -> Loader:
+    """This rank's rows; where the tokenizer is yet to be trained, one process per machine does."""
+    arguments = (config.data, config.tokenizer, config.seed)
+    prepared = prepare(*arguments) if world.local_rank == 0 else None
     world.barrier()
-    source, tokenizer = prepare(config.data, config.tokenizer, config.seed)
     loader = Loader(
         config.data,
-        source,
-        tokenizer,
+        *(prepared or prepare(*arguments)),
         seed=config.seed,
         sequence_length=config.sequence_length,
         global_batch_size=config.global_batch_size,
@@ -139,37 +128,35 @@ def open_data(config: Config, world: World) -> tuple[Loader, Tokenizer]:
         rank=world.rank,
         world_size=world.world_size,
     )
-    seen = world.gather(loader.fingerprint)
-    if len(set(seen)) > 1:
-        strange = next(rank for rank, value in enumerate(seen) if value != seen[0])
-        raise ValueError(
-            f"rank {strange} sees other data than rank 0: every machine needs the same files "
-            "(data.*) and the same tokenizer"
-        )
-    return loader, tokenizer
+    for rank, fingerprint in enumerate(world.gather(loader.fingerprint)):
+        if fingerprint != loader.fingerprint:
+            raise ValueError(
+                f"rank {rank} sees other data than rank {world.rank}: every machine needs the "
+                "same files (data.*) and the same tokenizer (tokenizer.*)"
+            )
+    return loader
 
 
 def resume_or_begin(
     config: Config, engine: DeepSpeedEngine, loader: Loader, metrics: Metrics
 ) -> tuple[TrainState, Iterator[list[Batch]]]:
-    """Where the run stands and the batches from there on: at its newest good checkpoint, or 0."""
+    """Where the run stands and the batches from there on: its newest good checkpoint, or step 0."""
     loaded = load_checkpoint(engine, config.folder / "checkpoints")
     state, cursors = TrainState(data_fingerprint=loader.fingerprint), None
     if loaded is not None:
         state, cursors = loaded.state, loaded.extra["cursors"]
-        if state.data_fingerprint != loader.fingerprint:
-            raise ValueError(
-                f"{loaded.path} was trained on other rows: the files, tokenizer, seed, "
-                "sequence_length or data.* have changed since. Put them back (see "
-                f"{loaded.path / 'manifest.json'}), or start a new run with name=..."
-            )
         for sentence in loaded.passed_over:
             metrics.event("passed_over", why=sentence)
             metrics.say(f"passed over a checkpoint: {sentence}")
+        if state.data_fingerprint != loader.fingerprint:
+            raise ValueError(
+                f"{loaded.path} was trained on other rows: the files, tokenizer.*, data.*, seed or "
+                f"sequence_length have changed since. Put back what {loaded.path}/manifest.json "
+                "says, or start a new run with name=..."
+            )
+        metrics.say(f"goes on from {loaded.path}")
     metrics.resume_at(state.step)
     metrics.event("resumed" if loaded else "started", step=state.step, of=config.steps)
-    if loaded:
-        metrics.say(f"goes on from {loaded.path}")
     return state, loader.steps(state.position, cursors)
 
 
@@ -184,10 +171,10 @@ def take_step(
     state.position += config.global_batch_size
     state.tokens += result.tokens
     return {
+        "tokens": state.tokens,
         "loss": result.loss,
         "learning_rate": rate,
         "grad_norm": result.grad_norm,
-        "tokens": state.tokens,
     }
 
 
@@ -196,13 +183,8 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def tokens_of(steps: int, config: Config) -> int:
-    """Tokens that so many steps process, over all ranks."""
-    return steps * config.global_batch_size * config.sequence_length
-
-
 def score(engine: DeepSpeedEngine, loader: Loader) -> dict[str, float]:
-    """Loss in nats per token and bits per byte on the held-out documents."""
+    """Nats per token and bits per byte on the held-out documents. Collective."""
     result = evaluate(engine, loader.validation())
     bits = result.nats / math.log(2)
     return {
@@ -219,7 +201,7 @@ def save(
     world: World,
     metrics: Metrics,
 ) -> int:
-    """A checkpoint of this step, which it returns. Cursors only make resuming quick."""
+    """A checkpoint of this step, which it returns; cursors only make resuming quick. Collective."""
     cursors = {name: at for part in world.gather(loader.cursors()) for name, at in part.items()}
     path = save_checkpoint(
         engine,
@@ -233,89 +215,62 @@ def save(
     return state.step
 
 
-def finish(
-    config: Config,
-    engine: DeepSpeedEngine,
-    loader: Loader,
-    tokenizer: Tokenizer,
-    world: World,
-    metrics: Metrics,
-) -> None:
-    """After the last step: the final score, the exported model and the report. Collective."""
-    export = config.folder / "export"
+def finish(config: Config, engine: DeepSpeedEngine, loader: Loader, metrics: Metrics) -> None:
+    """The last score, the exported model, and what came out beside what is easy. Collective."""
     scores = score(engine, loader)
     weights = gather_weights(engine)
-    if not world.is_main:
+    if weights is None:  # not rank 0
         return
     metrics.log(config.steps, scores)
-    partial = export.with_suffix(".tmp")
+    export, partial = config.folder / "export", config.folder / "export.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     export_model(engine.module.config, weights, partial)
-    tokenizer.export(partial)
+    loader.tokenizer.export(partial)
     shutil.rmtree(export, ignore_errors=True)
     partial.rename(export)
     metrics.event("finished", step=config.steps, **scores)
-    report(config, loader, tokenizer, scores["val/held_out/bits_per_byte"], metrics)
-
-
-def report(
-    config: Config, loader: Loader, tokenizer: Tokenizer, bits: float, metrics: Metrics
-) -> None:
-    """What came out of the run, beside what is easy, and how to go on."""
-    easy = yardsticks(loader.held_out, tokenizer)
-    metrics.say(
-        f"\nheld-out text, {loader.validation_bytes:,} bytes in {len(loader.held_out)} documents, "
-        "in bits per byte:"
-    )
-    metrics.say(f"  this model               {bits:.3f}")
-    metrics.say(
-        f"  unigram of the tokens    {easy['unigram']:.3f}  {against(bits, easy['unigram'])}"
-    )
-    metrics.say(f"  gzip -9                  {easy['gzip']:.3f}  {against(bits, easy['gzip'])}")
+    say, tokenizer = metrics.say, loader.tokenizer
     if config.logging.sample_tokens:
-        written = sample(
-            config.folder / "export",
-            [tokenizer.bos_id],
-            config.logging.sample_tokens,
-            config.seed,
-        )
-        metrics.say(f"\na sample:\n{tokenizer.decode(written)}")
-    metrics.say(f"\nloss curve      {loss_curve(config.folder)}")
-    metrics.say(f"exported model  {config.folder / 'export'}")
-    metrics.say(f"to go on        the same command with more steps, as steps={2 * config.steps}")
-
-
-def against(bits: float, yardstick: float) -> str:
-    """How the model stands to a yardstick, in words."""
-    share = abs(bits / yardstick - 1)
-    return f"the model needs {share:.0%} {'fewer' if bits < yardstick else 'more'} bits"
+        ids = sample(export, [tokenizer.bos_id], config.logging.sample_tokens, config.seed)
+        say(f"\nA sample:\n{tokenizer.decode(ids)}")
+    say(f"\nHeld out: {len(loader.held_out)} documents, {loader.validation_bytes:,} bytes")
+    bits = scores["val/held_out/bits_per_byte"]
+    say(
+        f"  this model  {bits:.3f} bits per byte ({scores['val/held_out/loss']:.3f} nats per token)"
+    )
+    for name, easy in yardsticks(loader.held_out, tokenizer).items():
+        say(f"  {name:<10}  {easy:.3f} bits per byte: {against(bits, easy)}")
+    say(f"Finished at step {config.steps}.")
+    say(f"  loss curve      {loss_curve(config.folder)}")
+    say(f"  exported model  {export}")
+    say(f"  to go on        the same command with steps={2 * config.steps}")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
     """Hydra's part: from the composed config to a plain one; below here nothing knows Hydra."""
-    config = plain(composed)
-    rank = launched_rank()
+    config, rank = plain(composed), launched.rank()
     terminal = claim_terminal(config.folder / "logs" / f"rank-{rank}.log", speaks=rank == 0)
     try:
         train(config, terminal)
-    except (ValueError, NonFiniteError) as error:
-        log.exception("the run ends")
+    except Exception as error:
+        logging.getLogger(__name__).exception("the run ends")
+        if not isinstance(error, ValueError | NonFiniteError):
+            terminal.err.write(f"rank {rank} failed:\n{traceback.format_exc()}")
+            sys.exit(MACHINE_FAULT)
         terminal.err.write(f"{error}\n" if rank == 0 else "")
         sys.exit(DIVERGED if isinstance(error, NonFiniteError) else USER_ERROR)
-    except Exception:
-        log.exception("the run ends")
-        terminal.err.write(f"rank {rank} failed:\n{traceback.format_exc()}")
-        sys.exit(MACHINE_FAULT)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = without_local_rank(sys.argv[1:])
+    sys.argv[1:] = arguments = launched.without_local_rank(sys.argv[1:])
     try:
-        checked = check_overrides(sys.argv[1:])
-        if checked is not None:
-            checked.check(launched_world_size())
+        if {"-h", "--help"} & set(arguments):
+            sys.stdout.write(manual([word for word in arguments if not word.startswith("-")]))
+            sys.exit()
+        if (checked := check_overrides(arguments)) is not None:
+            checked.check(launched.world_size())
     except ValueError as error:
-        sys.stderr.write(f"{error}\n" if launched_rank() == 0 else "")
+        sys.stderr.write(f"{error}\n" if launched.rank() == 0 else "")
         sys.exit(USER_ERROR)
     main()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.loader import check_layout
 from data.sources import DataConfig
 from data.tokenizer import TokenizerConfig
-from retnet.kernels.select import KernelsConfig
+from retnet.kernels import KernelsConfig, select_kernels
 from retnet.models.configuration import ModelConfig
 from retnet.training.checkpoint import CheckpointConfig
 from retnet.training.engine import EngineConfig
@@ -78,6 +79,8 @@ class Config:
     def check(self, world_size: int) -> None:
         """Raises ValueError where the batch or the data do not divide over the launched ranks, or
         where the run's folder belongs to another model. Touches no device."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        select_kernels(self.kernels, device)  # refuses what is not there
         check_layout(self.data, self.global_batch_size, self.micro_batch_size, world_size)
         earlier = self.folder / "config.yaml"
         if not earlier.exists():
@@ -108,7 +111,7 @@ FREE_TO_CHANGE = {
 
 
 def plain(composed: DictConfig) -> Config:
-    """Hydra's composed config as one typed object; raises ValueError from the configs' own checks."""
+    """Hydra's composed config as one typed object; ValueError from the configs' own checks."""
     return OmegaConf.to_object(composed)
 
 

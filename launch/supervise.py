@@ -1,4 +1,4 @@
-"""How a running job is asked to stop: signals become a flag that the loop looks at between steps."""
+"""How a running job is asked to stop: signals become a flag that is looked at between steps."""
 
 import signal
 from types import FrameType

@@ -47,12 +47,12 @@ class World:
         dist.barrier()
 
 
-def launched_world_size() -> int:
+def world_size() -> int:
     """How many processes the launcher started; 1 without a launcher. Touches no device."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def launched_rank() -> int:
+def rank() -> int:
     """This process's rank as the launcher said it; 0 without a launcher. Touches no device."""
     return int(os.environ.get("RANK", 0))
 
@@ -79,7 +79,7 @@ def join_world() -> World:
 
     Raises RuntimeError where a machine has fewer GPUs than processes.
     """
-    rank, local_rank = launched_rank(), int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -89,10 +89,10 @@ def join_world() -> World:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    elif launched_world_size() > 1:
+    elif world_size() > 1:
         # Several processes share this machine's cores; without a word from the launcher each
         # would start a thread for every core.
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", launched_world_size()))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -101,7 +101,7 @@ def join_world() -> World:
     else:
         os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed will not start without it
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return World(rank, local_rank, dist.get_world_size(), device)
+    return World(rank(), local_rank, dist.get_world_size(), device)
 
 
 def leave_world() -> None:

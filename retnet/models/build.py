@@ -39,7 +39,7 @@ def flops_per_token(model: DecoderForCausalLM) -> float:
 
 
 def export_model(config: RetentionConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    """Writes config.json, generation_config.json and model.safetensors that `from_pretrained` loads.
+    """Writes config.json, generation_config.json and model.safetensors for `from_pretrained`.
 
     weights: as the model's `state_dict()` names them, all of one dtype, which the files keep.
     """

@@ -1,0 +1,32 @@
+# Everything a checkout can do. ARGS="..." is passed on: make train ARGS="steps=2000 model=nucleus_x_tiny"
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+ARGS ?=
+# One process for each GPU, or two on the CPU.
+PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+
+.PHONY: help setup train test lint format
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Make .venv with the pinned dependencies, nothing else
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+train: $(READY)  ## Train the small default model on this machine, or go on where it stopped
+	@$(BIN)/deepspeed --quiet --num_gpus $(PROCESSES) train.py $(ARGS)
+
+test: $(READY)  ## Prove the laws: every test there is
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## Check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(READY)  ## Mend style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

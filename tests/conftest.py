@@ -1,0 +1,121 @@
+"""What whole-run tests share: a small corpus and a way to start real runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "train.py")
+# A model and steps that take seconds on two cores, in float32 so that runs can be equal bit by bit.
+SMALL = {
+    "steps": 10,
+    "sequence_length": 64,
+    "global_batch_size": 8,
+    "micro_batch_size": 2,
+    "log_every": 1,
+    "evaluate_every": 0,
+    "save_every": 4,
+    "model.vocab_size": 512,
+    "model.num_layers": 2,
+    "model.hidden_size": 64,
+    "model.num_heads": 2,
+    "model.value_dim": 96,
+    "model.intermediate_size": 96,
+    "model.chunk_size": 32,
+    "tokenizer.vocab_size": 512,
+    "tokenizer.train_bytes": 300_000,
+    "data": "files",
+    "data.streams": 4,
+    "data.validation_fraction": 0.1,
+    "data.validation_bytes": 20_000,
+    "optimizer.learning_rate": 3e-3,
+    "schedule.warmup_steps": 2,
+    "engine.dtype": "float32",
+    "logging.wandb": "off",
+    "logging.sample_tokens": 20,
+}
+
+
+@dataclass
+class Runs:
+    """Starts train.py as a user would, in a folder of its own."""
+
+    folder: Path
+    defaults: dict = field(default_factory=dict)
+
+    def command(self, processes: int = 0, **overrides) -> list[str]:
+        """processes 0: plain python; else that many under the DeepSpeed launcher."""
+        given = {key.replace("__", "."): value for key, value in overrides.items()}
+        arguments = [f"{key}={value}" for key, value in (self.defaults | given).items()]
+        if processes == 0:
+            return [sys.executable, TRAIN, *arguments]
+        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+        port = str(20_000 + os.getpid() % 20_000)
+        launcher = [deepspeed, "--quiet", "--num_gpus", str(processes), "--master_port", port]
+        return [*launcher, TRAIN, *arguments]
+
+    def run(self, processes: int = 0, **overrides) -> subprocess.CompletedProcess:
+        """Runs to the end; stdout and stderr as text."""
+        command = self.command(processes, **overrides)
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=300)
+
+    def finished(self, processes: int = 0, **overrides) -> str:
+        """The stdout of a run that must end well."""
+        done = self.run(processes, **overrides)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def interrupted(
+        self, when: Callable[[Path], bool], how: signal.Signals, processes: int = 0, **overrides
+    ) -> subprocess.Popen:
+        """Starts a run and sends its whole process group a signal once `when(run folder)` holds."""
+        process = subprocess.Popen(
+            self.command(processes, **overrides),
+            cwd=self.folder,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        run_folder = self.folder / "runs" / overrides["name"]
+        deadline = time.monotonic() + 120
+        while not when(run_folder):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(process.pid, how)
+        process.wait(timeout=60)
+        return process
+
+    def metrics(self, name: str) -> list[dict]:
+        """The lines of metrics.jsonl without those figures that depend on the clock."""
+        lines = (self.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        entries = [json.loads(line) for line in lines]
+        return [
+            {key: value for key, value in entry.items() if key not in ("tokens_per_second", "mfu")}
+            for entry in entries
+        ]
+
+    def losses(self, name: str) -> list[float]:
+        return [entry["loss"] for entry in self.metrics(name) if "loss" in entry]
+
+    def events(self, name: str) -> list[dict]:
+        lines = (self.folder / "runs" / name / "events.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs on a part of the standard library, with one tokenizer trained for all of them."""
+    folder = tmp_path_factory.mktemp("runs")
+    stdlib = sysconfig.get_paths()["stdlib"]
+    return Runs(folder, SMALL | {"data.files": f"{stdlib}/[a-d]*.py"})

@@ -1,0 +1,132 @@
+"""Bad input gets one sentence, exit code 2 and no traceback, before any device is touched."""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from configs.explain import check_overrides, config_groups, config_keys
+from configs.manual import field_docs, manual
+from configs.schema import Config
+from launch.world import without_local_rank
+
+TRAIN = str(Path(__file__).parents[1] / "train.py")
+
+MISTAKES = {
+    "stps=10": "there is no key stps; did you mean steps?",
+    "learning_rate=1": "there is no key learning_rate; did you mean optimizer.learning_rate?",
+    "optimzer.learning_rate=1": "did you mean optimizer.learning_rate?",
+    "optimizer.learnin_rate=1": "did you mean optimizer.learning_rate?",
+    "modle=retnet_tiny": "there is no key modle; did you mean model?",
+    "+modle=9": "there is no key modle; did you mean model?",
+    "model=retnet_tny": "no configs/model/retnet_tny.yaml; did you mean model=retnet_tiny?",
+    "steps=many": "steps: Value 'many' of type 'str' could not be converted to Integer",
+    "engine.dtype=bf16": "expected one of [auto, bfloat16, float16, float32]",
+    "steps": "an override is written key=value",
+    "steps=0": "steps=0: needed at least 1",
+    "global_batch_size=15": "global_batch_size=15 is no multiple of micro_batch_size=8",
+    "model.hidden_size=250": "model.hidden_size=250 does not give model.num_heads=4 heads",
+    "tokenizer.vocab_size=9999": "does not fit into model.vocab_size=4096",
+    "kernels=apex": "kernels.rms_norm=apex",
+    "data=files": "data.files",
+    "name=../elsewhere": "name='../elsewhere' must be a folder's name below runs/",
+}
+
+
+def run(arguments: list[str], folder: Path, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, TRAIN, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"} | environment,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("mistake", list(MISTAKES))
+def test_a_mistake_is_named_with_its_remedy(mistake):
+    with pytest.raises(ValueError) as caught:
+        check_overrides([mistake]).check(world_size=1)
+    assert MISTAKES[mistake] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mistake", ["stps=10", "global_batch_size=15", "engine.dtype=bf16"])
+def test_a_mistake_ends_the_program_with_one_sentence_and_code_2(mistake, tmp_path):
+    done = run([mistake], tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert MISTAKES[mistake] in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout, done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_that_is_not_there_is_named_before_the_run_has_a_checkpoint(tmp_path):
+    done = run(["data=files", f"data.files={tmp_path}/none/*.txt"], tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "data.files=" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_ranks_that_do_not_divide_are_told_by_rank_0_alone(tmp_path):
+    """Two of three launched processes: the others end silently with the same code."""
+    for rank in (0, 1):
+        done = run(["data.streams=16"], tmp_path, WORLD_SIZE="3", RANK=str(rank))
+        assert done.returncode == 2
+        assert ("over 3 ranks" in done.stderr) == (rank == 0)
+        assert "Traceback" not in done.stderr
+
+
+def test_the_launchers_local_rank_is_taken_off(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for spelling in (["--local_rank=3"], ["--local_rank", "3"], ["--local-rank=3"]):
+        rest = without_local_rank([*spelling, "steps=1", "--cfg", "job"])
+        assert rest == ["steps=1", "--cfg", "job"]
+        assert os.environ.pop("LOCAL_RANK") == "3"
+
+
+def test_the_config_can_be_looked_at_without_a_run(tmp_path):
+    done = run(["--local_rank=0", "experiment=nucleus_x_7b", "--cfg", "job"], tmp_path)
+    assert done.returncode == 0 and "hidden_size: 4096" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_every_key_and_every_option():
+    text = manual([])
+    for key in set(config_keys(Config)) - {item.name for item in fields(Config)}:
+        assert f"  {key}=" in text
+    for name, options in config_groups().items():
+        assert f"  {name}=" in text and all(option in text for option in options)
+
+
+def test_every_key_says_what_it_means():
+    config = Config()
+    for owner in [config, *(getattr(config, item.name) for item in fields(config))]:
+        documented = field_docs(type(owner)) if is_dataclass(owner) else {}
+        for item in fields(owner) if is_dataclass(owner) else ():
+            assert is_dataclass(item.type) or documented.get(item.name), f"{owner}: {item.name}"
+
+
+@pytest.mark.parametrize("name", sorted(config_groups()["experiment"]))
+def test_every_experiment_composes(name):
+    assert check_overrides([f"experiment={name}"]).name != Config.name
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{g}={o}" for g, options in config_groups().items() for o in sorted(options)]
+)
+def test_every_option_of_every_group_composes(choice):
+    needed = {
+        "data=files": ["data.files=*"],
+        "data=hub": ["data.dataset=user/name"],
+        **{
+            f"data={name}": ["data.data_files=[a]"]
+            for name in ("jsonl", "parquet", "arrow", "text")
+        },
+        "tokenizer=sentencepiece": ["tokenizer.path=a.model", "tokenizer.vocab_size=300"],
+        "tokenizer=bpe_32k": ["model.vocab_size=32768"],
+    }
+    assert check_overrides([choice, *needed.get(choice, [])]) is not None

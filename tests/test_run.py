@@ -1,0 +1,178 @@
+"""Whole runs through the real launchers: they learn, survive kills bit by bit, and can be used."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import retnet
+
+CUT = 0.5
+"The final loss of a learning run, as a share of the way from its first loss to zero."
+
+
+def step_reached(step: int):
+    """Whether metrics.jsonl has the line of that step."""
+
+    def reached(folder: Path) -> bool:
+        file = folder / "metrics.jsonl"
+        return file.exists() and file.read_text().count("\n") >= step
+
+    return reached
+
+
+def same(a: object, b: object) -> bool:
+    """Equality of checkpoints' contents, to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b or type(a).__module__.startswith("deepspeed")
+
+
+def assert_checkpoints_are_equal(one: Path, other: Path) -> None:
+    files = sorted(path.relative_to(one) for path in one.rglob("*.pt"))
+    assert files and files == sorted(path.relative_to(other) for path in other.rglob("*.pt"))
+    for file in files:
+        a, b = (torch.load(folder / file, weights_only=False) for folder in (one, other))
+        for values in (a, b):
+            for key in ("ds_config", "ds_version", "client_state"):
+                values.pop(key, None)
+        assert same(a, b), f"{file} differs"
+
+
+def test_a_run_under_the_deepspeed_launcher_learns_exports_and_goes_on(runs):
+    said = runs.finished(2, name="learns", steps=60, save_every=0, log_every=5, evaluate_every=30)
+    losses = runs.losses("learns")
+    assert losses[-1] < 0.8 * losses[0], losses
+    folder = runs.folder / "runs" / "learns"
+    assert "step  5 of 60 | loss" in said and "Finished at step 60" in said
+    for line in ("this model", "unigram", "gzip", "A sample:", "steps=120"):
+        assert line in said
+    evaluations = [line for line in runs.metrics("learns") if "val/held_out/loss" in line]
+    assert [line["step"] for line in evaluations] == [30, 60, 60]
+    assert evaluations[1] == evaluations[2]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "DeepSpeed" not in said and "DeepSpeed" in (folder / "logs" / "rank-0.log").read_text()
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "export")
+    assert isinstance(model, retnet.RetNetForCausalLM)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export")
+    prompt = tokenizer("import ", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=8, do_sample=False)[0])
+    assert "import " in text
+
+    again = runs.finished(2, name="learns", steps=60, save_every=0, log_every=5, evaluate_every=30)
+    assert "Finished at step 60" in again
+    assert runs.losses("learns") == losses
+    runs.finished(2, name="learns", steps=65, save_every=0, log_every=5)
+    assert [entry["event"] for entry in runs.events("learns")] == [
+        *("started", "saved", "finished"),
+        *("resumed", "finished"),
+        *("resumed", "saved", "finished"),
+    ]
+    assert runs.losses("learns")[:-1] == losses
+
+
+@pytest.mark.parametrize("processes", [0, 2], ids=["1 rank", "2 ranks"])
+def test_resume_is_exact(runs, processes):
+    """10 steps equal 4 steps, SIGKILL, and the same command again: losses, norms, weights and
+    optimizer, bit by bit. The killed run also evaluates, which must change nothing."""
+    common = dict(model__dropout=0.1)
+    whole, killed = f"whole-{processes}", f"killed-{processes}"
+    runs.finished(processes, name=whole, **common)
+    settings = dict(name=killed, evaluate_every=3, **common)
+    runs.interrupted(step_reached(7), signal.SIGKILL, processes, **settings)
+    assert not (runs.folder / "runs" / killed / "export").exists()
+    runs.finished(processes, **settings)
+    resumed = [event for event in runs.events(killed) if event["event"] == "resumed"]
+    assert [event["step"] for event in resumed] == [4]
+    trained = [entry for entry in runs.metrics(killed) if "loss" in entry]
+    assert trained == [entry for entry in runs.metrics(whole) if "loss" in entry]
+    assert [entry["step"] for entry in trained] == list(range(1, 11))
+    checkpoint = Path("checkpoints") / "step-00000010"
+    folders = [runs.folder / "runs" / name for name in (whole, killed)]
+    assert_checkpoints_are_equal(*(folder / checkpoint for folder in folders))
+    weights = [load_file(folder / "export" / "model.safetensors") for folder in folders]
+    assert same(*weights)
+
+
+def test_every_zero_stage_and_number_of_ranks_trains_alike(runs):
+    """Same losses within 1e-5 of their size: float32 sums in another order, grown by ten steps."""
+    curves = {}
+    for processes, engine in ((0, "zero0"), (0, "zero1"), (2, "zero0"), (2, "zero1"), (2, "zero2"),
+                              (2, "zero3"), (2, "offload")):  # fmt: skip
+        name = f"{engine}-{processes}"
+        runs.finished(processes, name=name, engine=engine, save_every=0, logging__sample_tokens=0)
+        curves[name] = torch.tensor(runs.losses(name), dtype=torch.float64)
+    expected = curves.pop("zero0-0")
+    for name, curve in curves.items():
+        torch.testing.assert_close(
+            curve, expected, rtol=1e-5, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_a_signal_saves_and_ends_well(runs, how):
+    name = f"stopped-{how.name}"
+    settings = dict(name=name, steps=100_000, save_every=0)
+    process = runs.interrupted(step_reached(3), how, **settings)
+    assert process.returncode == 0
+    assert "the same command goes on from there" in process.stdout.read()
+    *_, saved, stopped = runs.events(name)
+    assert saved["event"] == "saved" and stopped["event"] == "stopped"
+    assert stopped["step"] == saved["step"] and stopped["signal"] == how.name
+    runs.finished(**settings | dict(steps=saved["step"] + 1))
+    assert runs.events(name)[-2]["step"] == saved["step"] + 1
+
+
+def test_torchrun_trains_too(runs):
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    _, *arguments = runs.command(name="torchrun", steps=3, logging__sample_tokens=0)
+    command = [torchrun, "--nproc_per_node", "2", "--master_port", "29511", *arguments]
+    done = subprocess.run(command, cwd=runs.folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(runs.losses("torchrun")) == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over(runs):
+    name = "damaged"
+    runs.finished(name=name, steps=8)
+    checkpoints = runs.folder / "runs" / name / "checkpoints"
+    victim = max(
+        (checkpoints / "step-00000008").rglob("*.pt"), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    said = runs.finished(name=name, steps=8)
+    assert "passed over a checkpoint" in said and victim.name in said
+    kinds = [event["event"] for event in runs.events(name)]
+    assert (
+        kinds[-5:] == ["passed_over", "resumed", "saved", "finished"][-5:] or "passed_over" in kinds
+    )
+    assert runs.metrics(name)[-2]["step"] == 8
+
+
+def test_nucleus_x_trains_in_bfloat16(runs):
+    runs.finished(name="nucleus", model="nucleus_x_tiny", steps=20, engine__dtype="bfloat16")
+    losses = runs.losses("nucleus")
+    assert losses[-1] < losses[0]
+    model = AutoModelForCausalLM.from_pretrained(runs.folder / "runs" / "nucleus" / "export")
+    assert isinstance(model, retnet.NucleusXForCausalLM)
+
+
+def test_other_data_under_the_same_name_is_refused(runs):
+    runs.finished(name="data", steps=2, logging__sample_tokens=0)
+    done = runs.run(name="data", steps=4, data__streams=8)
+    assert done.returncode == 2 and "was trained on other rows" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = runs.run(name="data", steps=4, model__num_layers=3)
+    assert done.returncode == 2 and "holds a run with model.num_layers=2" in done.stderr
