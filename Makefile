@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
-# One process for each GPU, or two on the CPU.
-PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+# One process for each GPU, or two on the CPU, where DeepSpeed need not look for a GPU and say so.
+GPUS = $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count())")
+LAUNCH = $(if $(filter 0,$(GPUS)),DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2,$(BIN)/deepspeed) --quiet
 
 .PHONY: help setup train test lint format
 .DEFAULT_GOAL := help
@@ -20,7 +21,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 train: $(READY)  ## Train the small default model on this machine, or go on where it stopped
-	@$(BIN)/deepspeed --quiet --num_gpus $(PROCESSES) train.py $(ARGS)
+	@$(LAUNCH) train.py $(ARGS)
 
 test: $(READY)  ## Prove the laws: every test there is
 	$(BIN)/python -m pytest $(ARGS)

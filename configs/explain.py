@@ -33,12 +33,7 @@ def check_overrides(arguments: list[str]) -> Config | None:
     overrides = [argument for argument in overrides if argument.split("=")[0] not in flags]
     if "--cfg" in flags or "-c" in flags:
         overrides = [argument for argument in overrides if "=" in argument]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ValueError(
-            f"{first_line(error)}; an override is written key=value, for example steps=200"
-        ) from error
+    parsed = [parse(override) for override in overrides]
     for override in parsed:
         check_name(override)
     try:
@@ -46,6 +41,20 @@ def check_overrides(arguments: list[str]) -> Config | None:
             return plain(compose("train", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
+
+
+def parse(text: str) -> Override:
+    """One override; raises ValueError where it is none."""
+    key, equals, value = text.partition("=")
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        if not equals:
+            raise ValueError(f"{text}: an override is written key=value, as steps=200") from error
+        raise ValueError(
+            f"{text}: a value with brackets, braces, commas or spaces is written in two kinds of "
+            f"""quotes, as '{key}="{value}"'"""
+        ) from error
 
 
 def check_name(override: Override) -> None:

@@ -36,7 +36,7 @@ SMALL = {
     "data": "files",
     "data.streams": 4,
     "data.validation_fraction": 0.1,
-    "data.validation_bytes": 20_000,
+    "data.validation_bytes": 60_000,
     "optimizer.learning_rate": 3e-3,
     "schedule.warmup_steps": 2,
     "engine.dtype": "float32",
@@ -118,4 +118,4 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Runs on a part of the standard library, with one tokenizer trained for all of them."""
     folder = tmp_path_factory.mktemp("runs")
     stdlib = sysconfig.get_paths()["stdlib"]
-    return Runs(folder, SMALL | {"data.files": f"{stdlib}/[a-d]*.py"})
+    return Runs(folder, SMALL | {"data.files": f"'{stdlib}/[a-d]*.py'"})

@@ -26,6 +26,7 @@ MISTAKES = {
     "steps=many": "steps: Value 'many' of type 'str' could not be converted to Integer",
     "engine.dtype=bf16": "expected one of [auto, bfloat16, float16, float32]",
     "steps": "an override is written key=value",
+    "data.files=[a-d]*.txt": """as 'data.files="[a-d]*.txt"'""",
     "steps=0": "steps=0: needed at least 1",
     "global_batch_size=15": "global_batch_size=15 is no multiple of micro_batch_size=8",
     "model.hidden_size=250": "model.hidden_size=250 does not give model.num_heads=4 heads",

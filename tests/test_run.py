@@ -12,9 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retnet
 
-CUT = 0.5
-"The final loss of a learning run, as a share of the way from its first loss to zero."
-
 
 def step_reached(step: int):
     """Whether metrics.jsonl has the line of that step."""
@@ -60,7 +57,11 @@ def test_a_run_under_the_deepspeed_launcher_learns_exports_and_goes_on(runs):
     assert [line["step"] for line in evaluations] == [30, 60, 60]
     assert evaluations[1] == evaluations[2]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert "DeepSpeed" not in said and "DeepSpeed" in (folder / "logs" / "rank-0.log").read_text()
+    # The launcher's own processes warn twice that there is no GPU; the ranks' chatter is in logs.
+    chatter = "Setting accelerator to CPU"
+    for rank in (0, 1):
+        assert chatter in (folder / "logs" / f"rank-{rank}.log").read_text()
+    assert said.count(chatter) <= 2 and "INFO" not in said
 
     model = AutoModelForCausalLM.from_pretrained(folder / "export")
     assert isinstance(model, retnet.RetNetForCausalLM)
@@ -107,12 +108,11 @@ def test_resume_is_exact(runs, processes):
 def test_every_zero_stage_and_number_of_ranks_trains_alike(runs):
     """Same losses within 1e-5 of their size: float32 sums in another order, grown by ten steps."""
     curves = {}
-    for processes, engine in ((0, "zero0"), (0, "zero1"), (2, "zero0"), (2, "zero1"), (2, "zero2"),
-                              (2, "zero3"), (2, "offload")):  # fmt: skip
+    for processes, engine in ((0, "zero1"), (2, "zero0"), (2, "zero1"), (2, "zero2"), (2, "zero3")):
         name = f"{engine}-{processes}"
         runs.finished(processes, name=name, engine=engine, save_every=0, logging__sample_tokens=0)
         curves[name] = torch.tensor(runs.losses(name), dtype=torch.float64)
-    expected = curves.pop("zero0-0")
+    expected = curves.pop("zero1-0")
     for name, curve in curves.items():
         torch.testing.assert_close(
             curve, expected, rtol=1e-5, atol=0, msg=lambda m, n=name: f"{n}: {m}"
