@@ -40,7 +40,7 @@ from retnet.training.curve import loss_curve
 from retnet.training.engine import gather_weights, start_engine
 from retnet.training.evaluate import evaluate
 from retnet.training.flops import peak_flops
-from retnet.training.metrics import Metrics, Speed
+from retnet.training.metrics import Metrics, Speed, read_lines
 from retnet.training.schedule import learning_rate
 from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, train_step
@@ -66,6 +66,10 @@ def train(config: Config, terminal: Terminal) -> None:
     )
     engine = start_engine(model, config.optimizer, config.engine, device=world.device, **sizes)
     state, batches = resume_or_begin(config, engine, loader, metrics)
+    if world.any(world.is_main and was_finished(config, state)):
+        metrics.say(f"{config.name} is finished: {state.step} steps, {config.folder}")
+        metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
+        return leave(loader, metrics)
     metrics.say(
         f"{public.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
         f"{world.world_size} x {world.device.type}, {kernels.description}, folder {config.folder}"
@@ -74,7 +78,7 @@ def train(config: Config, terminal: Terminal) -> None:
     speed = Speed(
         flops_per_token=flops_per_token(model), peak_flops=peak, world_size=world.world_size
     )
-    saved_at = None
+    saved_at = state.step if state.step else None
     while state.step < config.steps and not world.any(bool(stop)):
         result = take_step(config, engine, state, next(batches))
         speed.add(config.global_batch_size * config.sequence_length)
@@ -88,14 +92,12 @@ def train(config: Config, terminal: Terminal) -> None:
             speed.restart()
     if saved_at != state.step:
         save(config, engine, state, loader, world, metrics)
-    loader.close()
     if state.step < config.steps:
         metrics.event("stopped", step=state.step, signal=stop.name)
         metrics.say(f"stopped and saved at step {state.step}; the same command goes on from there")
     else:
         finish(config, engine, loader, metrics)
-    metrics.close()
-    leave_world()
+    leave(loader, metrics)
 
 
 def open_run_folder(config: Config, world: World, terminal: Terminal) -> Metrics:
@@ -158,6 +160,21 @@ def resume_or_begin(
     metrics.resume_at(state.step)
     metrics.event("resumed" if loaded else "started", step=state.step, of=config.steps)
     return state, loader.steps(state.position, cursors)
+
+
+def was_finished(config: Config, state: TrainState) -> bool:
+    """Whether an earlier command has trained, exported and reported all the steps asked for."""
+    events = read_lines(config.folder / "events.jsonl")
+    return state.step >= config.steps and any(
+        event["event"] == "finished" and event["step"] == state.step for event in events
+    )
+
+
+def leave(loader: Loader, metrics: Metrics) -> None:
+    """Ends the workers, the files and the group of processes; the last thing a run does."""
+    loader.close()
+    metrics.close()
+    leave_world()
 
 
 def take_step(

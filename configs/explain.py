@@ -23,16 +23,16 @@ FOLDER = Path(__file__).parent
 def check_overrides(arguments: list[str]) -> Config | None:
     """Raises ValueError with one sentence for the first thing that is wrong with the overrides.
 
-    Returns the config they compose to, or None where there is nothing to compose: Hydra's own
-    flags such as --help ask for something else, and a sweep (-m) checks each of its points.
+    Returns the config they compose to, or None where Hydra is asked for something else.
     """
-    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
-    if flags & {"-m", "--multirun", "-h", "--help", "--hydra-help", "--version", "--info"}:
+    overrides, flags = split(arguments)
+    if flags & {"-m", "--multirun"}:
+        raise ValueError(
+            "-m would train several models in one process, which DeepSpeed cannot; start one "
+            "command for each point, each with its own name=..."
+        )
+    if flags & {"--hydra-help", "--version", "--info"}:
         return None
-    overrides = [argument for argument in arguments if "=" in argument or argument[0] not in "-"]
-    overrides = [argument for argument in overrides if argument.split("=")[0] not in flags]
-    if "--cfg" in flags or "-c" in flags:
-        overrides = [argument for argument in overrides if "=" in argument]
     parsed = [parse(override) for override in overrides]
     for override in parsed:
         check_name(override)
@@ -41,6 +41,20 @@ def check_overrides(arguments: list[str]) -> Config | None:
             return plain(compose("train", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
+
+
+def split(arguments: list[str]) -> tuple[list[str], set[str]]:
+    """Overrides, and the names of Hydra's own flags; a flag's value (--cfg job) is neither."""
+    overrides, flags = [], set()
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.add(word.split("=")[0])
+        if word in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn"):
+            next(words, None)
+    return overrides, flags
 
 
 def parse(text: str) -> Override:

@@ -72,6 +72,11 @@ def test_text_that_is_not_there_is_named_before_the_run_has_a_checkpoint(tmp_pat
     assert not list(tmp_path.rglob("checkpoints"))
 
 
+def test_a_sweep_in_one_process_is_refused():
+    with pytest.raises(ValueError, match="-m would train several models in one process"):
+        check_overrides(["-m", "seed=1,2"])
+
+
 def test_ranks_that_do_not_divide_are_told_by_rank_0_alone(tmp_path):
     """Two of three launched processes: the others end silently with the same code."""
     for rank in (0, 1):
