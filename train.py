@@ -84,7 +84,7 @@ def train(config: Config, terminal: Terminal) -> None:
         speed.add(config.global_batch_size * config.sequence_length)
         if due(state.step, config.log_every):
             metrics.log(state.step, result | speed.measure())
-        if due(state.step, config.evaluate_every):
+        if due(state.step, config.evaluate_every) and state.step < config.steps:
             metrics.log(state.step, score(engine, loader))
             speed.restart()
         if due(state.step, config.save_every):

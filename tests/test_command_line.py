@@ -28,8 +28,8 @@ MISTAKES = {
     "steps": "an override is written key=value",
     "data.files=[a-d]*.txt": """as 'data.files="[a-d]*.txt"'""",
     "steps=0": "steps=0: needed at least 1",
-    "global_batch_size=15": "global_batch_size=15 is no multiple of micro_batch_size=8",
-    "model.hidden_size=250": "model.hidden_size=250 does not give model.num_heads=4 heads",
+    "global_batch_size=15": "global_batch_size=15 is no multiple of micro_batch_size=4",
+    "model.hidden_size=250": "model.hidden_size=250 does not give model.num_heads=3 heads",
     "tokenizer.vocab_size=9999": "does not fit into model.vocab_size=4096",
     "kernels=apex": "kernels.rms_norm=apex",
     "data=files": "data.files",
@@ -114,11 +114,6 @@ def test_every_key_says_what_it_means():
         documented = field_docs(type(owner)) if is_dataclass(owner) else {}
         for item in fields(owner) if is_dataclass(owner) else ():
             assert is_dataclass(item.type) or documented.get(item.name), f"{owner}: {item.name}"
-
-
-@pytest.mark.parametrize("name", sorted(config_groups()["experiment"]))
-def test_every_experiment_composes(name):
-    assert check_overrides([f"experiment={name}"]).name != Config.name
 
 
 @pytest.mark.parametrize(

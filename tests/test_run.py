@@ -54,8 +54,7 @@ def test_a_run_under_the_deepspeed_launcher_learns_exports_and_goes_on(runs):
     for line in ("this model", "unigram", "gzip", "A sample:", "steps=120"):
         assert line in said
     evaluations = [line for line in runs.metrics("learns") if "val/held_out/loss" in line]
-    assert [line["step"] for line in evaluations] == [30, 60, 60]
-    assert evaluations[1] == evaluations[2]
+    assert [line["step"] for line in evaluations] == [30, 60]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     # The launcher's own processes warn twice that there is no GPU; the ranks' chatter is in logs.
     chatter = "Setting accelerator to CPU"

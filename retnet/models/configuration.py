@@ -185,15 +185,15 @@ class ModelConfig:
     "retnet or nucleus_x."
     vocab_size: int = 4096
     "Rows of the embedding; at least the tokenizer's vocabulary."
-    num_layers: int = 6
+    num_layers: int = 4
     "Decoder layers, L."
-    hidden_size: int = 256
+    hidden_size: int = 192
     "Width of the residual stream, D."
-    num_heads: int = 4
+    num_heads: int = 3
     "Retention heads, H; the key width per head is hidden_size / num_heads."
-    value_dim: int = 432
+    value_dim: int = 324
     "Width of all heads' values together, H * V."
-    intermediate_size: int = 432
+    intermediate_size: int = 324
     "Width of the feed-forward."
     gated: bool = True
     "retnet: RMSNorm and a gated feed-forward (true), or LayerNorm and a biased plain one (false)."
