@@ -16,7 +16,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import hydra
 from omegaconf import DictConfig
@@ -52,6 +52,16 @@ MACHINE_FAULT, USER_ERROR, DIVERGED = 1, 2, 3
 "Exit codes; 0 is finished, or asked to stop and saved."
 
 
+class Run(NamedTuple):
+    """What a run is made of; where it stands is `state`, which moves."""
+
+    config: Config
+    world: World
+    loader: Loader
+    engine: DeepSpeedEngine
+    metrics: Metrics
+
+
 def train(config: Config, terminal: Terminal) -> None:
     """The run: begins or goes on, trains to its last step or until asked to stop, and reports."""
     stop = StopRequest()
@@ -65,11 +75,12 @@ def train(config: Config, terminal: Terminal) -> None:
         global_batch_size=config.global_batch_size, micro_batch_size=config.micro_batch_size
     )
     engine = start_engine(model, config.optimizer, config.engine, device=world.device, **sizes)
-    state, batches = resume_or_begin(config, engine, loader, metrics)
+    run = Run(config, world, loader, engine, metrics)
+    state, batches = resume_or_begin(run)
     if world.any(world.is_main and was_finished(config, state)):
         metrics.say(f"{config.name} is finished: {state.step} steps, {config.folder}")
         metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
-        return leave(loader, metrics)
+        return leave(run)
     metrics.say(
         f"{public.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
         f"{world.world_size} x {world.device.type}, {kernels.description}, folder {config.folder}"
@@ -80,24 +91,24 @@ def train(config: Config, terminal: Terminal) -> None:
     )
     saved_at = state.step if state.step else None
     while state.step < config.steps and not world.any(bool(stop)):
-        result = take_step(config, engine, state, next(batches))
+        result = take_step(run, state, next(batches))
         speed.add(config.global_batch_size * config.sequence_length)
         if due(state.step, config.log_every):
             metrics.log(state.step, result | speed.measure())
         if due(state.step, config.evaluate_every) and state.step < config.steps:
-            metrics.log(state.step, score(engine, loader))
+            metrics.log(state.step, score(run))
             speed.restart()
         if due(state.step, config.save_every):
-            saved_at = save(config, engine, state, loader, world, metrics)
+            saved_at = save(run, state)
             speed.restart()
     if saved_at != state.step:
-        save(config, engine, state, loader, world, metrics)
+        save(run, state)
     if state.step < config.steps:
         metrics.event("stopped", step=state.step, signal=stop.name)
         metrics.say(f"stopped and saved at step {state.step}; the same command goes on from there")
     else:
-        finish(config, engine, loader, metrics)
-    leave(loader, metrics)
+        finish(run)
+    leave(run)
 
 
 def open_run_folder(config: Config, world: World, terminal: Terminal) -> Metrics:
@@ -139,27 +150,25 @@ def open_data(config: Config, world: World) -> Loader:
     return loader
 
 
-def resume_or_begin(
-    config: Config, engine: DeepSpeedEngine, loader: Loader, metrics: Metrics
-) -> tuple[TrainState, Iterator[list[Batch]]]:
+def resume_or_begin(run: Run) -> tuple[TrainState, Iterator[list[Batch]]]:
     """Where the run stands and the batches from there on: its newest good checkpoint, or step 0."""
-    loaded = load_checkpoint(engine, config.folder / "checkpoints")
-    state, cursors = TrainState(data_fingerprint=loader.fingerprint), None
+    loaded = load_checkpoint(run.engine, run.config.folder / "checkpoints")
+    state, cursors = TrainState(data_fingerprint=run.loader.fingerprint), None
     if loaded is not None:
         state, cursors = loaded.state, loaded.extra["cursors"]
         for sentence in loaded.passed_over:
-            metrics.event("passed_over", why=sentence)
-            metrics.say(f"passed over a checkpoint: {sentence}")
-        if state.data_fingerprint != loader.fingerprint:
+            run.metrics.event("passed_over", why=sentence)
+            run.metrics.say(f"passed over a checkpoint: {sentence}")
+        if state.data_fingerprint != run.loader.fingerprint:
             raise ValueError(
                 f"{loaded.path} was trained on other rows: the files, tokenizer.*, data.*, seed or "
                 f"sequence_length have changed since. Put back what {loaded.path}/manifest.json "
                 "says, or start a new run with name=..."
             )
-        metrics.say(f"goes on from {loaded.path}")
-    metrics.resume_at(state.step)
-    metrics.event("resumed" if loaded else "started", step=state.step, of=config.steps)
-    return state, loader.steps(state.position, cursors)
+        run.metrics.say(f"goes on from {loaded.path}")
+    run.metrics.resume_at(state.step)
+    run.metrics.event("resumed" if loaded else "started", step=state.step, of=run.config.steps)
+    return state, run.loader.steps(state.position, cursors)
 
 
 def was_finished(config: Config, state: TrainState) -> bool:
@@ -170,20 +179,15 @@ def was_finished(config: Config, state: TrainState) -> bool:
     )
 
 
-def leave(loader: Loader, metrics: Metrics) -> None:
-    """Ends the workers, the files and the group of processes; the last thing a run does."""
-    loader.close()
-    metrics.close()
-    leave_world()
-
-
-def take_step(
-    config: Config, engine: DeepSpeedEngine, state: TrainState, batches: list[Batch]
-) -> dict[str, float]:
-    """One optimizer step; moves `state` and returns what is worth logging."""
-    peak = config.optimizer.learning_rate
-    rate = learning_rate(config.schedule, peak, state.step, config.steps)
-    result = train_step(engine, batches, learning_rate=rate, seed=config.seed, step=state.step)
+def take_step(run: Run, state: TrainState, batches: list[Batch]) -> dict[str, float]:
+    """One optimizer step; moves `state` and returns what is worth logging. Collective."""
+    config, step = run.config, state.step
+    rate = learning_rate(config.schedule, config.optimizer.learning_rate, step, config.steps)
+    try:
+        result = train_step(run.engine, batches, learning_rate=rate, seed=config.seed, step=step)
+    except NonFiniteError as error:
+        run.metrics.event("diverged", step=step, why=str(error))
+        raise
     state.step += 1
     state.position += config.global_batch_size
     state.tokens += result.tokens
@@ -200,67 +204,65 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def score(engine: DeepSpeedEngine, loader: Loader) -> dict[str, float]:
+def score(run: Run) -> dict[str, float]:
     """Nats per token and bits per byte on the held-out documents. Collective."""
-    result = evaluate(engine, loader.validation())
+    result = evaluate(run.engine, run.loader.validation())
     bits = result.nats / math.log(2)
     return {
         "val/held_out/loss": result.loss,
-        "val/held_out/bits_per_byte": bits / loader.validation_bytes,
+        "val/held_out/bits_per_byte": bits / run.loader.validation_bytes,
     }
 
 
-def save(
-    config: Config,
-    engine: DeepSpeedEngine,
-    state: TrainState,
-    loader: Loader,
-    world: World,
-    metrics: Metrics,
-) -> int:
+def save(run: Run, state: TrainState) -> int:
     """A checkpoint of this step, which it returns; cursors only make resuming quick. Collective."""
-    cursors = {name: at for part in world.gather(loader.cursors()) for name, at in part.items()}
+    parts = run.world.gather(run.loader.cursors())
     path = save_checkpoint(
-        engine,
+        run.engine,
         state,
-        config.folder / "checkpoints",
-        as_dict(config),
-        extra={"cursors": cursors},
-        keep_last=config.checkpoint.keep_last,
+        run.config.folder / "checkpoints",
+        as_dict(run.config),
+        extra={"cursors": {stream: at for part in parts for stream, at in part.items()}},
+        keep_last=run.config.checkpoint.keep_last,
     )
-    metrics.event("saved", step=state.step, path=str(path))
+    run.metrics.event("saved", step=state.step, path=str(path))
     return state.step
 
 
-def finish(config: Config, engine: DeepSpeedEngine, loader: Loader, metrics: Metrics) -> None:
+def finish(run: Run) -> None:
     """The last score, the exported model, and what came out beside what is easy. Collective."""
-    scores = score(engine, loader)
-    weights = gather_weights(engine)
+    config, loader, say = run.config, run.loader, run.metrics.say
+    scores = score(run)
+    weights = gather_weights(run.engine)
     if weights is None:  # not rank 0
         return
-    metrics.log(config.steps, scores)
+    run.metrics.log(config.steps, scores)
     export, partial = config.folder / "export", config.folder / "export.tmp"
     shutil.rmtree(partial, ignore_errors=True)
-    export_model(engine.module.config, weights, partial)
+    export_model(run.engine.module.config, weights, partial)
     loader.tokenizer.export(partial)
     shutil.rmtree(export, ignore_errors=True)
     partial.rename(export)
-    metrics.event("finished", step=config.steps, **scores)
-    say, tokenizer = metrics.say, loader.tokenizer
+    run.metrics.event("finished", step=config.steps, **scores)
     if config.logging.sample_tokens:
-        ids = sample(export, [tokenizer.bos_id], config.logging.sample_tokens, config.seed)
-        say(f"\nA sample:\n{tokenizer.decode(ids)}")
+        ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)
+        say(f"\nA sample:\n{loader.tokenizer.decode(ids)}")
+    nats, bits = scores.values()
     say(f"\nHeld out: {len(loader.held_out)} documents, {loader.validation_bytes:,} bytes")
-    bits = scores["val/held_out/bits_per_byte"]
-    say(
-        f"  this model  {bits:.3f} bits per byte ({scores['val/held_out/loss']:.3f} nats per token)"
-    )
-    for name, easy in yardsticks(loader.held_out, tokenizer).items():
+    say(f"  this model  {bits:.3f} bits per byte ({nats:.3f} nats per token)")
+    for name, easy in yardsticks(loader.held_out, loader.tokenizer).items():
         say(f"  {name:<10}  {easy:.3f} bits per byte: {against(bits, easy)}")
     say(f"Finished at step {config.steps}.")
     say(f"  loss curve      {loss_curve(config.folder)}")
     say(f"  exported model  {export}")
     say(f"  to go on        the same command with steps={2 * config.steps}")
+
+
+def leave(run: Run) -> None:
+    """Ends the workers, the files and the group of processes; the last thing a run does."""
+    run.loader.close()
+    run.metrics.close()
+    leave_world()
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

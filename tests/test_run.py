@@ -1,5 +1,7 @@
 """Whole runs through the real launchers: they learn, survive kills bit by bit, and can be used."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -166,6 +168,37 @@ def test_nucleus_x_trains_in_bfloat16(runs):
     assert losses[-1] < losses[0]
     model = AutoModelForCausalLM.from_pretrained(runs.folder / "runs" / "nucleus" / "export")
     assert isinstance(model, retnet.NucleusXForCausalLM)
+
+
+def test_a_run_that_diverges_stops_with_a_sentence_before_the_weights_are_spoilt(runs):
+    settings = dict(name="diverges", save_every=1, schedule__warmup_steps=0)
+    done = runs.run(2, **settings, optimizer__learning_rate=1e30)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "no weight has moved" in done.stderr and "Traceback" not in done.stderr
+    last = runs.events("diverges")[-1]
+    assert last["event"] == "diverged" and last["why"] in done.stderr
+
+
+def test_a_terminal_gets_a_live_display(runs):
+    """Under a pseudo-terminal the display is redrawn in place; a pipe gets plain lines."""
+    command = runs.command(name="live", steps=6, logging__sample_tokens=0)
+    written = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        written.extend(chunk := os.read(descriptor, 1024))
+        return chunk
+
+    before = os.getcwd()
+    os.chdir(runs.folder)
+    try:
+        status = pty.spawn(command, read)
+    finally:
+        os.chdir(before)
+    shown = written.decode(errors="replace")
+    assert os.waitstatus_to_exitcode(status) == 0, shown
+    assert "step 6 of 6" in shown and "tokens/s" in shown
+    assert "\x1b[" in shown, "no control codes: the display is not live"
+    assert "\x1b[" not in runs.finished(name="piped", steps=2, logging__sample_tokens=0)
 
 
 def test_other_data_under_the_same_name_is_refused(runs):
