@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
-# One process for each GPU, or two on the CPU, where DeepSpeed need not look for a GPU and say so.
-GPUS = $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count())")
-LAUNCH = $(if $(filter 0,$(GPUS)),DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2,$(BIN)/deepspeed) --quiet
+# As many of this machine's GPUs as divide the batch, or two processes on the CPU, where DeepSpeed need
+# not look for a GPU and say so.
+GPUS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count(); print(max(p for p in (0, 1, 2, 4, 8) if p <= n))")
+LAUNCH = $(if $(filter 0,$(GPUS)),DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2,$(BIN)/deepspeed --num_gpus $(GPUS)) --quiet
 
 .PHONY: help setup train test lint format
 .DEFAULT_GOAL := help

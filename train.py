@@ -16,6 +16,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import hydra
@@ -26,8 +27,9 @@ from configs.manual import manual
 from configs.schema import Config, as_dict, plain, write_config
 from data.loader import Batch, Loader
 from data.prepare import prepare
-from data.yardsticks import against, yardsticks
+from data.yardsticks import compare
 from launch import world as launched
+from launch.lock import hold_folder
 from launch.supervise import StopRequest
 from launch.terminal import Terminal, claim_terminal
 from launch.world import World, join_world, leave_world
@@ -35,13 +37,14 @@ from retnet.kernels import select_kernels
 from retnet.models.build import build_model, count_parameters, export_model, flops_per_token
 from retnet.models.configuration import public_config
 from retnet.models.generate import sample
+from retnet.models.heads import DecoderForCausalLM
 from retnet.training.checkpoint import load_checkpoint, save_checkpoint
 from retnet.training.curve import loss_curve
-from retnet.training.engine import gather_weights, start_engine
+from retnet.training.engine import gather_weights, resolve_dtype, start_engine
 from retnet.training.evaluate import evaluate
 from retnet.training.flops import peak_flops
-from retnet.training.metrics import Metrics, Speed, read_lines
-from retnet.training.schedule import learning_rate
+from retnet.training.metrics import Metrics, Speed
+from retnet.training.schedule import due, learning_rate
 from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, train_step
 
@@ -64,57 +67,58 @@ class Run(NamedTuple):
 
 def train(config: Config, terminal: Terminal) -> None:
     """The run: begins or goes on, trains to its last step or until asked to stop, and reports."""
-    stop = StopRequest()
     world = join_world()
-    metrics = open_run_folder(config, world, terminal)
-    kernels = select_kernels(config.kernels, world.device)
-    loader = open_data(config, world)
-    public = public_config(config.model, loader.tokenizer.bos_id, loader.tokenizer.eos_id)
-    model = build_model(public, kernels, config.seed)
-    sizes = dict(
-        global_batch_size=config.global_batch_size, micro_batch_size=config.micro_batch_size
-    )
-    engine = start_engine(model, config.optimizer, config.engine, device=world.device, **sizes)
-    run = Run(config, world, loader, engine, metrics)
-    state, batches = resume_or_begin(run)
-    if world.any(world.is_main and was_finished(config, state)):
-        metrics.say(f"{config.name} is finished: {state.step} steps, {config.folder}")
-        metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
-        return leave(run)
-    metrics.say(
-        f"{public.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
-        f"{world.world_size} x {world.device.type}, {kernels.description}, folder {config.folder}"
-    )
-    peak = config.logging.peak_flops or peak_flops(world.device, model.dtype)
-    speed = Speed(
-        flops_per_token=flops_per_token(model), peak_flops=peak, world_size=world.world_size
-    )
-    saved_at = state.step if state.step else None
-    while state.step < config.steps and not world.any(bool(stop)):
-        result = take_step(run, state, next(batches))
-        speed.add(config.global_batch_size * config.sequence_length)
-        if due(state.step, config.log_every):
-            metrics.log(state.step, result | speed.measure())
-        if due(state.step, config.evaluate_every) and state.step < config.steps:
-            metrics.log(state.step, score(run))
-            speed.restart()
-        if due(state.step, config.save_every):
-            saved_at = save(run, state)
-            speed.restart()
-    if saved_at != state.step:
-        save(run, state)
-    if state.step < config.steps:
-        metrics.event("stopped", step=state.step, signal=stop.name)
-        metrics.say(f"stopped and saved at step {state.step}; the same command goes on from there")
-    else:
-        finish(run)
-    leave(run)
+    with (
+        StopRequest() as stop,
+        open_run_folder(config, world, terminal) as metrics,
+        closing(open_data(config, world)) as loader,
+    ):
+        kernels = select_kernels(config.kernels, world.device)
+        public = public_config(config.model, loader.tokenizer.bos_id, loader.tokenizer.eos_id)
+        model = build_model(public, kernels, config.seed)
+        speed = open_speed(config, world, model)
+        size = count_parameters(model)  # before ZeRO-3 takes the weights apart
+        engine = start_engine(
+            model,
+            config.optimizer,
+            config.engine,
+            global_batch_size=config.global_batch_size,
+            micro_batch_size=config.rows_at_once(world.world_size),
+            device=world.device,
+        )
+        run = Run(config, world, loader, engine, metrics)
+        state, batches = resume_or_begin(run)
+        if state.step >= config.steps and world.any(metrics.has_event("finished", state.step)):
+            metrics.say(f"{config.name} is finished: {state.step} steps, {config.folder}")
+            metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
+            return
+        metrics.say(
+            f"{public.model_type}: {size:,} parameters, {model.dtype} on {world.world_size} x "
+            f"{world.device.type}, {kernels.description}, folder {config.folder}"
+        )
+        saved_at = state.step if state.step else None
+        while state.step < config.steps and not world.any(bool(stop)):
+            result = take_step(run, state, next(batches))
+            speed.add(config.global_batch_size * config.sequence_length)
+            if due(state.step, config.log_every):
+                metrics.log(state.step, result | speed.measure())
+            if due(state.step, config.evaluate_every) and state.step < config.steps:
+                metrics.log(state.step, score(run))
+                speed.restart()
+            if due(state.step, config.save_every):
+                saved_at = save(run, state)
+                speed.restart()
+        if saved_at != state.step:
+            save(run, state)
+        if state.step < config.steps:
+            metrics.event("stopped", step=state.step, why=stop.reason)
+            metrics.say(f"stopped and saved at step {state.step}; the same command goes on there")
+        else:
+            finish(run, state)
 
 
 def open_run_folder(config: Config, world: World, terminal: Terminal) -> Metrics:
-    """The run's folder with its config in it, and the voice of the run. Rank 0 alone writes."""
-    if world.is_main:
-        write_config(config)
+    """The voice of the run, in the run's folder. Rank 0 alone speaks and writes."""
     return Metrics(
         config.folder,
         config.logging,
@@ -127,20 +131,27 @@ def open_run_folder(config: Config, world: World, terminal: Terminal) -> Metrics
 
 
 def open_data(config: Config, world: World) -> Loader:
-    """This rank's rows; where the tokenizer is yet to be trained, one process per machine does."""
-    arguments = (config.data, config.tokenizer, config.seed)
-    prepared = prepare(*arguments) if world.local_rank == 0 else None
-    world.barrier()
-    loader = Loader(
-        config.data,
-        *(prepared or prepare(*arguments)),
-        seed=config.seed,
-        sequence_length=config.sequence_length,
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-        rank=world.rank,
-        world_size=world.world_size,
-    )
+    """This rank's rows. One process per machine goes first: it trains the tokenizer if need be.
+
+    A machine that lacks the text, or has other text, stops all of them with its sentence.
+    """
+    loader = problem = None
+    for first in (True, False):
+        try:
+            if first == (world.local_rank == 0):
+                loader = Loader(
+                    config.data,
+                    *prepare(config.data, config.tokenizer),
+                    seed=config.seed,
+                    sequence_length=config.sequence_length,
+                    global_batch_size=config.global_batch_size,
+                    micro_batch_size=config.rows_at_once(world.world_size),
+                    rank=world.rank,
+                    world_size=world.world_size,
+                )
+        except ValueError as error:
+            problem = f"{error} (rank {world.rank})" if world.rank else str(error)
+        world.agree(problem)
     for rank, fingerprint in enumerate(world.gather(loader.fingerprint)):
         if fingerprint != loader.fingerprint:
             raise ValueError(
@@ -148,6 +159,16 @@ def open_data(config: Config, world: World) -> Loader:
                 "same files (data.*) and the same tokenizer (tokenizer.*)"
             )
     return loader
+
+
+def open_speed(config: Config, world: World, model: DecoderForCausalLM) -> Speed:
+    """The clock that knows what a token costs this model and what the devices could do."""
+    dtype = resolve_dtype(config.engine.dtype, world.device)
+    return Speed(
+        flops_per_token=flops_per_token(model),
+        peak_flops=config.logging.peak_flops or peak_flops(world.device, dtype),
+        world_size=world.world_size,
+    )
 
 
 def resume_or_begin(run: Run) -> tuple[TrainState, Iterator[list[Batch]]]:
@@ -166,17 +187,11 @@ def resume_or_begin(run: Run) -> tuple[TrainState, Iterator[list[Batch]]]:
                 "says, or start a new run with name=..."
             )
         run.metrics.say(f"goes on from {loaded.path}")
+    if run.world.is_main:
+        write_config(run.config)  # only now: a refused command leaves the run's record alone
     run.metrics.resume_at(state.step)
     run.metrics.event("resumed" if loaded else "started", step=state.step, of=run.config.steps)
     return state, run.loader.steps(state.position, cursors)
-
-
-def was_finished(config: Config, state: TrainState) -> bool:
-    """Whether an earlier command has trained, exported and reported all the steps asked for."""
-    events = read_lines(config.folder / "events.jsonl")
-    return state.step >= config.steps and any(
-        event["event"] == "finished" and event["step"] == state.step for event in events
-    )
 
 
 def take_step(run: Run, state: TrainState, batches: list[Batch]) -> dict[str, float]:
@@ -188,6 +203,8 @@ def take_step(run: Run, state: TrainState, batches: list[Batch]) -> dict[str, fl
     except NonFiniteError as error:
         run.metrics.event("diverged", step=step, why=str(error))
         raise
+    if result.skipped:
+        run.metrics.event("skipped", step=step, why="float16 overflow; the loss scale was lowered")
     state.step += 1
     state.position += config.global_batch_size
     state.tokens += result.tokens
@@ -197,11 +214,6 @@ def take_step(run: Run, state: TrainState, batches: list[Batch]) -> dict[str, fl
         "learning_rate": rate,
         "grad_norm": result.grad_norm,
     }
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps happens now; 0 is never."""
-    return every > 0 and step % every == 0
 
 
 def score(run: Run) -> dict[str, float]:
@@ -229,40 +241,30 @@ def save(run: Run, state: TrainState) -> int:
     return state.step
 
 
-def finish(run: Run) -> None:
+def finish(run: Run, state: TrainState) -> None:
     """The last score, the exported model, and what came out beside what is easy. Collective."""
     config, loader, say = run.config, run.loader, run.metrics.say
     scores = score(run)
     weights = gather_weights(run.engine)
     if weights is None:  # not rank 0
         return
-    run.metrics.log(config.steps, scores)
+    run.metrics.log(state.step, scores)
     export, partial = config.folder / "export", config.folder / "export.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     export_model(run.engine.module.config, weights, partial)
     loader.tokenizer.export(partial)
     shutil.rmtree(export, ignore_errors=True)
     partial.rename(export)
-    run.metrics.event("finished", step=config.steps, **scores)
+    run.metrics.event("finished", step=state.step, **scores)
     if config.logging.sample_tokens:
         ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)
         say(f"\nA sample:\n{loader.tokenizer.decode(ids)}")
-    nats, bits = scores.values()
-    say(f"\nHeld out: {len(loader.held_out)} documents, {loader.validation_bytes:,} bytes")
-    say(f"  this model  {bits:.3f} bits per byte ({nats:.3f} nats per token)")
-    for name, easy in yardsticks(loader.held_out, loader.tokenizer).items():
-        say(f"  {name:<10}  {easy:.3f} bits per byte: {against(bits, easy)}")
-    say(f"Finished at step {config.steps}.")
+    bits = scores["val/held_out/bits_per_byte"]
+    say("\n".join(compare(bits, loader.held_out, loader.tokenizer)))
+    say(f"Finished at step {state.step}.")
     say(f"  loss curve      {loss_curve(config.folder)}")
     say(f"  exported model  {export}")
-    say(f"  to go on        the same command with steps={2 * config.steps}")
-
-
-def leave(run: Run) -> None:
-    """Ends the workers, the files and the group of processes; the last thing a run does."""
-    run.loader.close()
-    run.metrics.close()
-    leave_world()
+    say(f"  to go on        the same command with steps={2 * state.step}")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -271,7 +273,9 @@ def main(composed: DictConfig) -> None:
     config, rank = plain(composed), launched.rank()
     terminal = claim_terminal(config.folder / "logs" / f"rank-{rank}.log", speaks=rank == 0)
     try:
-        train(config, terminal)
+        with hold_folder(config.folder) if rank == 0 else nullcontext():
+            train(config, terminal)
+        leave_world()
     except Exception as error:
         logging.getLogger(__name__).exception("the run ends")
         if not isinstance(error, ValueError | NonFiniteError):

@@ -39,8 +39,8 @@ class Config:
     "Tokens a row of the batch predicts."
     global_batch_size: int = 16
     "Rows of one optimizer step, over all ranks."
-    micro_batch_size: int = 8
-    "Rows that one rank computes at once; gradients are accumulated up to the global batch."
+    micro_batch_size: int | None = None
+    "Rows that one rank computes at once, accumulating up to its share; null: its whole share."
     log_every: int = 10
     "Steps between lines of metrics."
     evaluate_every: int = 100
@@ -62,7 +62,7 @@ class Config:
         if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(f"name={self.name!r} must be a folder's name below runs/")
         for key in ("steps", "sequence_length", "global_batch_size", "micro_batch_size"):
-            if getattr(self, key) < 1:
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: needed at least 1")
         for key in ("seed", "evaluate_every", "save_every"):
             if getattr(self, key) < 0:
@@ -81,9 +81,14 @@ class Config:
         where the run's folder belongs to another model. Touches no device."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         select_kernels(self.kernels, device)  # refuses what is not there
-        check_layout(self.data, self.global_batch_size, self.micro_batch_size, world_size)
+        if world_size > self.global_batch_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} has no row for each of {world_size} "
+                "ranks: raise global_batch_size or start fewer processes"
+            )
+        check_layout(self.data, self.global_batch_size, self.rows_at_once(world_size), world_size)
         earlier = self.folder / "config.yaml"
-        if not earlier.exists():
+        if not earlier.exists() or not any((self.folder / "checkpoints").glob("step-*")):
             return
         old, new = yaml.safe_load(earlier.read_text())["model"], as_dict(self)["model"]
         changed = [f"model.{key}={old.get(key)}" for key in new if old.get(key) != new[key]]
@@ -93,6 +98,10 @@ class Config:
                 f"{self.folder} holds a run with {', '.join(changed)}, and this command asks for "
                 f"another model; go on with that one, or start a new run with name=..."
             )
+
+    def rows_at_once(self, world_size: int) -> int:
+        """The micro-batch of one rank, in rows."""
+        return self.micro_batch_size or self.global_batch_size // world_size
 
     @property
     def folder(self) -> Path:
@@ -121,10 +130,10 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def write_config(config: Config) -> None:
-    """Writes the resolved config into the run's folder."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(as_dict(config), sort_keys=False)
-    (config.folder / "config.yaml").write_text(text)
+    """Writes the resolved config into the run's folder, whole or not at all."""
+    partial = config.folder / "config.yaml.tmp"
+    partial.write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+    partial.replace(config.folder / "config.yaml")
 
 
 ConfigStore.instance().store(name="schema", node=Config)

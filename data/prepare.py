@@ -17,14 +17,9 @@ from data.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
 log = logging.getLogger(__name__)
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> tuple[Source, Tokenizer]:
+def prepare(data: DataConfig, tokenizer: TokenizerConfig) -> tuple[Source, Tokenizer]:
     """Open source and tokenizer, and log what is there: a summary of the source, and the held-out
-    documents with their size and the bytes one token stands for.
-
-    `seed` is checked here, before any device is touched: ValueError when it is negative.
-    """
-    if seed < 0:
-        raise ValueError(f"seed={seed} must be 0 or more")
+    documents with their size and the bytes one token stands for."""
     source = open_source(data)
     opened = open_tokenizer(
         tokenizer,

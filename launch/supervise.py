@@ -1,28 +1,59 @@
 """How a running job is asked to stop: signals become a flag that is looked at between steps."""
 
+import os
 import signal
-from types import FrameType
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LAUNCHER = "deepspeed.launcher.launch"
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop. The first signal is a request, so that the step
-    in hand can be finished and saved; a second Ctrl-C interrupts at once."""
+    """Whether somebody asked this process to stop, while the `with` block lasts.
+
+    The first signal is a request, so that the step in hand can be finished and saved; after it a
+    Ctrl-C interrupts at once. The death of the `deepspeed` command is a request too: on one machine
+    it hands no signal on, and its processes would train on unseen.
+    """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.reason: str | None = None
+        "The signal, or what else asked this process; None where it asked another one."
+        self._launched_by = launched_by()
+
+    def __enter__(self) -> Self:
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
+        return self
 
-    @property
-    def name(self) -> str | None:
-        """The signal that asked this process, or None where it asked another one."""
-        return None if self.received is None else self.received.name
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __bool__(self) -> bool:
-        return self.received is not None
+        if self._launched_by is not None and launched_by() != self._launched_by:
+            self.reason = self.reason or "the deepspeed command ended"
+        return self.reason is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        self.reason = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def launched_by() -> int | None:
+    """The process that started DeepSpeed's launcher, which started this one; None without it."""
+    parent = Path(f"/proc/{os.getppid()}")
+    try:
+        if LAUNCHER not in (parent / "cmdline").read_text():
+            return None
+        # "pid (name) state parent ...", where the name may hold spaces and parentheses
+        return int((parent / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # the parent is gone
+        return None

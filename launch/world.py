@@ -7,9 +7,14 @@ MASTER_ADDR, MASTER_PORT); without them a process is alone. Not here: engines, d
 import os
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# How long a process waits for the others: one may be training a tokenizer, or reading slow disks.
+# The libraries' own 10 minutes are too short for that.
+PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,11 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        """Waits for all. Collective."""
-        dist.barrier()
+    def agree(self, problem: str | None) -> None:
+        """Raises ValueError on every process with the first problem that any has. Collective."""
+        for found in self.gather(problem):
+            if found:
+                raise ValueError(found)
 
 
 def world_size() -> int:
@@ -92,12 +99,14 @@ def join_world() -> World:
     elif world_size() > 1:
         # Several processes share this machine's cores; without a word from the launcher each
         # would start a thread for every core.
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+        # torchrun and DeepSpeed name the number of processes on one machine differently.
+        local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(max(1, cores // int(local_size or world_size())))
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=PATIENCE)
     else:
         os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed will not start without it
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

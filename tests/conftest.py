@@ -75,9 +75,15 @@ class Runs:
         return done.stdout
 
     def interrupted(
-        self, when: Callable[[Path], bool], how: signal.Signals, processes: int = 0, **overrides
+        self,
+        when: Callable[[Path], bool],
+        how: signal.Signals,
+        processes: int = 0,
+        whole_group: bool = True,
+        **overrides,
     ) -> subprocess.Popen:
-        """Starts a run and sends its whole process group a signal once `when(run folder)` holds."""
+        """Starts a run and sends it a signal once `when(run folder)` holds: to its whole process
+        group, or only to the process that was started."""
         process = subprocess.Popen(
             self.command(processes, **overrides),
             cwd=self.folder,
@@ -92,7 +98,7 @@ class Runs:
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        os.killpg(process.pid, how)
+        (os.killpg if whole_group else os.kill)(process.pid, how)
         process.wait(timeout=60)
         return process
 

@@ -28,8 +28,11 @@ MISTAKES = {
     "steps": "an override is written key=value",
     "data.files=[a-d]*.txt": """as 'data.files="[a-d]*.txt"'""",
     "steps=0": "steps=0: needed at least 1",
-    "global_batch_size=15": "global_batch_size=15 is no multiple of micro_batch_size=4",
+    "micro_batch_size=3": "global_batch_size=8 is no multiple of micro_batch_size=3",
     "model.hidden_size=250": "model.hidden_size=250 does not give model.num_heads=3 heads",
+    "model.num_heads=0": "model.num_heads=0: needed at least 1",
+    "model.hidden_size=0": "model.hidden_size=0: needed at least 1",
+    "model.activation=foo": "model.activation=foo: needed one of",
     "tokenizer.vocab_size=9999": "does not fit into model.vocab_size=4096",
     "kernels=apex": "kernels.rms_norm=apex",
     "data=files": "data.files",
@@ -56,7 +59,7 @@ def test_a_mistake_is_named_with_its_remedy(mistake):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mistake", ["stps=10", "global_batch_size=15", "engine.dtype=bf16"])
+@pytest.mark.parametrize("mistake", ["stps=10", "micro_batch_size=3", "engine.dtype=bf16"])
 def test_a_mistake_ends_the_program_with_one_sentence_and_code_2(mistake, tmp_path):
     done = run([mistake], tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -84,6 +87,18 @@ def test_ranks_that_do_not_divide_are_told_by_rank_0_alone(tmp_path):
         assert done.returncode == 2
         assert ("over 3 ranks" in done.stderr) == (rank == 0)
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_the_main_job_runs_on_as_many_processes_as_make_train_may_start(processes):
+    config = check_overrides([])
+    config.check(processes)
+    assert config.rows_at_once(processes) * processes == config.global_batch_size
+
+
+def test_more_ranks_than_rows_are_refused():
+    with pytest.raises(ValueError, match="global_batch_size=8 has no row for each of 16 ranks"):
+        check_overrides([]).check(16)
 
 
 def test_the_launchers_local_rank_is_taken_off(monkeypatch):

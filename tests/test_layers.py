@@ -158,7 +158,7 @@ def test_only_the_console_prints(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_public_functions_are_annotated_and_documented(path):
+def test_public_functions_annotate_their_arguments(path):
     for node in ast.walk(tree(path)):
         if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
             continue

@@ -2,9 +2,11 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,11 +110,14 @@ def test_resume_is_exact(runs, processes):
 
 def test_every_zero_stage_and_number_of_ranks_trains_alike(runs):
     """Same losses within 1e-5 of their size: float32 sums in another order, grown by ten steps."""
-    curves = {}
+    curves, parameters = {}, set()
     for processes, engine in ((0, "zero1"), (2, "zero0"), (2, "zero1"), (2, "zero2"), (2, "zero3")):
         name = f"{engine}-{processes}"
-        runs.finished(processes, name=name, engine=engine, save_every=0, logging__sample_tokens=0)
+        settings = dict(name=name, engine=engine, save_every=0, logging__sample_tokens=0)
+        said = runs.finished(processes, **settings)
+        parameters.add(re.search(r"retnet: ([\d,]+) parameters", said)[1])
         curves[name] = torch.tensor(runs.losses(name), dtype=torch.float64)
+    assert len(parameters) == 1 and parameters != {"0"}
     expected = curves.pop("zero1-0")
     for name, curve in curves.items():
         torch.testing.assert_close(
@@ -126,12 +131,38 @@ def test_a_signal_saves_and_ends_well(runs, how):
     settings = dict(name=name, steps=100_000, save_every=0)
     process = runs.interrupted(step_reached(3), how, **settings)
     assert process.returncode == 0
-    assert "the same command goes on from there" in process.stdout.read()
+    assert "the same command goes on" in process.stdout.read()
     *_, saved, stopped = runs.events(name)
     assert saved["event"] == "saved" and stopped["event"] == "stopped"
-    assert stopped["step"] == saved["step"] and stopped["signal"] == how.name
+    assert stopped["step"] == saved["step"] and stopped["why"] == how.name
     runs.finished(**settings | dict(steps=saved["step"] + 1))
     assert runs.events(name)[-2]["step"] == saved["step"] + 1
+
+
+def test_the_end_of_the_deepspeed_command_alone_saves_and_ends_its_ranks(runs):
+    name = "orphaned"
+    settings = dict(name=name, steps=100_000, save_every=0)
+    runs.interrupted(step_reached(3), signal.SIGTERM, 2, whole_group=False, **settings)
+    deadline = time.monotonic() + 60
+    while runs.events(name)[-1]["event"] != "stopped":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert runs.events(name)[-1]["why"] == "the deepspeed command ended"
+    assert runs.events(name)[-2]["event"] == "saved"
+
+
+def test_two_runs_do_not_share_a_folder(runs):
+    settings = dict(name="shared", steps=100_000, save_every=0)
+
+    def second_is_refused(folder: Path) -> bool:
+        if not step_reached(1)(folder):
+            return False
+        done = runs.run(**settings)
+        assert done.returncode == 2 and "is in use by a run that is still at work" in done.stderr
+        return True
+
+    runs.interrupted(second_is_refused, signal.SIGTERM, **settings)
+    assert [event["event"] for event in runs.events("shared")] == ["started", "saved", "stopped"]
 
 
 def test_torchrun_trains_too(runs):

@@ -104,7 +104,10 @@ def _retain_block(
     distance = (age[..., :, None] - age[..., None, :]).clamp(min=0)
     decay = torch.exp(rate[..., None] * distance).tril().to(dtype)  # [B|1, H, N|1, C, C]
     scores = segments.keep((q @ k.transpose(-1, -2)) * decay, segments.same)  # [B, H, N, C, C]
-    cross = (q @ before.to(dtype)) * since_start[..., None].to(dtype)  # [B, H, N, C, V]
+    # A state grows with its document, and float16 ends at 65,504.
+    wide = state_dtype(v) if dtype == torch.float16 else dtype
+    cross = (q.to(wide) @ before.to(wide)) * since_start[..., None].to(wide)  # [B, H, N, C, V]
+    cross = cross.to(dtype)
     flat = (batch * heads * chunks, chunk)
     o = torch.baddbmm(
         cross.reshape(*flat, value_dim), scores.reshape(*flat, chunk), v.reshape(*flat, value_dim)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 FORWARD_MODES = ("parallel", "chunkwise", "recurrent")
 
@@ -229,15 +230,19 @@ class ModelConfig:
     "Weight of mean(logsumexp(logits)^2) in the loss."
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "num_layers", "hidden_size", "num_heads", "value_dim")
+        for key in (*sizes, "intermediate_size", "chunk_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)}: needed at least 1")
         check_sizes(
             self.hidden_size,
             self.value_dim,
             self.num_heads,
             ("model.hidden_size", "model.value_dim", "model.num_heads"),
         )
-        for key in ("vocab_size", "num_layers", "intermediate_size", "chunk_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"model.{key}={getattr(self, key)}: needed at least 1")
+        if self.activation not in ACT2FN:
+            known = ", ".join(sorted(ACT2FN))
+            raise ValueError(f"model.activation={self.activation}: needed one of {known}")
         for key in ("dropout", "activation_dropout", "drop_path"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)}: needed 0 <= {key} < 1")

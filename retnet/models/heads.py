@@ -76,9 +76,9 @@ class DecoderForCausalLM(RetentionPreTrainedModel, GenerationMixin):
             shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
         loss = None
         if shift_labels is not None:
-            loss = causal_lm_loss(
-                logits, shift_labels, num_items_in_batch, self.config.z_loss_coeff
-            )
+            # The z-loss steadies training; an evaluation's loss is comparable without it.
+            z_loss_coeff = self.config.z_loss_coeff if self.training else 0.0
+            loss = causal_lm_loss(logits, shift_labels, num_items_in_batch, z_loss_coeff)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

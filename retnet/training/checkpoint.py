@@ -129,19 +129,18 @@ def load_checkpoint(engine: DeepSpeedEngine, folder: Path) -> Loaded | None:
         ValueError: it was made by another number of ranks, another ZeRO stage or dtype.
         RuntimeError: there are checkpoints, and none is good.
     """
-    found: list[Any] = [None, None, None]
+    found: list[Path] = []
     if _first():
         if folder.is_dir():
             _remove_leftovers(folder)
-        path, passed_over = newest_good(folder)
-        manifest = read_manifest(path) if path else None
-        found = [path, passed_over, manifest]
-    dist.broadcast_object_list(found, src=0)
-    path, passed_over, manifest = found
+        found = checkpoints(folder)
+    dist.broadcast_object_list(names := [found], src=0)
+    path, passed_over = newest_good(names[0])
     if path is None and passed_over:
         raise RuntimeError(f"no checkpoint in {folder} is good: {' '.join(passed_over)}")
     if path is None:
         return None
+    manifest = read_manifest(path)
     _check_layout(engine, path, manifest["layout"])
     groups = engine.optimizer.param_groups
     asked_for = [{key: group[key] for key in _CONFIGURED} for group in groups]
@@ -159,11 +158,16 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+def newest_good(paths: list[Path]) -> tuple[Path | None, list[str]]:
+    """The first of `paths` (newest first) that verifies, and a sentence for each one before it.
+
+    Collective: the ranks share the reading, since hundreds of gigabytes take one of them long.
+    """
     passed_over = []
-    for path in checkpoints(folder):
-        problem = _problem(path, 0, 1)
+    for path in paths:
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, _problem(path, dist.get_rank(), len(problems)))
+        problem = next(filter(None, problems), None)
         if problem is None:
             return path, passed_over
         passed_over.append(problem)

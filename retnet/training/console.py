@@ -35,7 +35,14 @@ class Console:
         self._step = step
         self._since = time.perf_counter()
         if self._stream.isatty() and self._live is None:
-            self._live = Live(get_renderable=self._draw, console=self._rich, refresh_per_second=4)
+            self._live = Live(
+                get_renderable=self._draw,
+                console=self._rich,
+                refresh_per_second=4,
+                # what others print belongs into the log, where stdout and stderr lead already
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._live.start()
 
     def show(self, step: int, values: dict[str, Any]) -> None:

@@ -144,6 +144,13 @@ class Metrics:
             file.flush()
             os.fsync(file.fileno())
 
+    def has_event(self, kind: str, step: int) -> bool:
+        """Whether events.jsonl says that this happened at that step; False on silent ranks."""
+        return self._speaks and any(
+            entry["event"] == kind and entry.get("step") == step
+            for entry in read_lines(self._folder / "events.jsonl")
+        )
+
     def say(self, text: str) -> None:
         """Prints a line above the live display."""
         if self._speaks:

@@ -68,3 +68,8 @@ def learning_rate(config: ScheduleConfig, peak: float, step: int, steps: int) ->
     else:
         share = 1.0 - progress
     return peak * (config.final_fraction + (1.0 - config.final_fraction) * share)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens now; 0 is never."""
+    return every > 0 and step % every == 0

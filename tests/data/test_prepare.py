@@ -15,7 +15,7 @@ def test_the_default_is_prepared_once_and_compresses_code(
 ) -> None:
     config = DataConfig(cache=str(tmp_path))
     with caplog.at_level(logging.INFO):
-        source, tokenizer = prepare(config, TokenizerConfig(), 0)
+        source, tokenizer = prepare(config, TokenizerConfig())
     texts = held_out_documents(config, source)
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
     assert sum(len(text.encode()) for text in texts) / tokens > 3.2
@@ -23,11 +23,6 @@ def test_the_default_is_prepared_once_and_compresses_code(
     models = list(tmp_path.rglob("*.model"))
     assert len(models) == 1
     before = models[0].stat()
-    _, again = prepare(config, TokenizerConfig(), 1)
+    _, again = prepare(config, TokenizerConfig())
     assert again.fingerprint == tokenizer.fingerprint
     assert models[0].stat().st_mtime_ns == before.st_mtime_ns
-
-
-def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(ValueError, match="seed=-1 must be 0 or more"):
-        prepare(DataConfig(), TokenizerConfig(), -1)

@@ -167,6 +167,18 @@ def test_the_state_is_float32_for_bfloat16_inputs():
         assert retain(x["q"], x["k"], x["v"], LOG_DECAY)[1].dtype == torch.float32, name
 
 
+def test_float16_holds_the_state_of_a_long_document():
+    """A state sums thousands of products; in float16 it would pass 65,504 before q shrinks it."""
+    time, heads = 4096, 12
+    log_decay = torch.log1p(-(2.0 ** (-5 - torch.arange(heads).double())))
+    q = torch.full((1, time, heads, 8), 0.01, dtype=torch.float16)
+    k, v = (torch.full((1, time, heads, 8), 5.0, dtype=torch.float16) for _ in range(2))
+    o, state = chunkwise.retention_chunkwise(q, k, v, log_decay, chunk_size=64)
+    exact, _ = reference.retention_parallel(q, k, v, log_decay)
+    assert state.max() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(o, exact, rtol=5e-3, atol=0)
+
+
 def test_the_chunkwise_form_never_makes_a_square_tensor():
     """Every tensor saved for the backward pass at T = 4096 is far smaller than one head's T x T
     scores."""

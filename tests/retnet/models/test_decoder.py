@@ -238,7 +238,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         return [p.grad.clone() for p in model.parameters()]
 
     plain = gradients()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     for a, b in zip(gradients(), plain, strict=True):
         close(a, b)
 
@@ -255,6 +255,15 @@ def test_the_loss_is_the_mean_over_targets_or_their_share_of_the_batch(model):
     shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
     share = model(ids, shift_labels=shifted, num_items_in_batch=2 * count).loss
     torch.testing.assert_close(share, expected / 2)
+
+
+def test_the_z_loss_is_paid_in_training_alone():
+    model, ids = build("nucleus x"), tokens()
+    plain = model(ids, labels=ids).loss
+    model.config.z_loss_coeff = 0.1
+    close(model(ids, labels=ids).loss, plain)
+    squares = model(ids).logits[:, :-1].float().logsumexp(-1).square().mean()
+    torch.testing.assert_close(model.train()(ids, labels=ids).loss, plain + 0.1 * squares)
 
 
 def test_logits_to_keep_keeps_the_last(model):

@@ -3,15 +3,25 @@
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from retnet.training.checkpoint import CheckpointConfig, checkpoints, newest_good, verify
 from tests.retnet.training.processes import run, start
 from tests.retnet.training.workers import DTYPES, LAYOUTS
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of processes with one member, this one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +111,26 @@ def test_the_older_checkpoint_is_used_where_the_newest_is_damaged(loads: dict[st
         assert "step-00000003" in sentence and "optim_states.pt" in sentence, name
 
 
-def test_without_a_manifest_there_is_no_checkpoint(damaged: Path) -> None:
+def test_without_a_manifest_there_is_no_checkpoint(damaged: Path, alone: None) -> None:
     (damaged / "checkpoints/step-00000003/manifest.json").unlink()
-    path, passed_over = newest_good(damaged / "checkpoints")
+    path, passed_over = newest_good(checkpoints(damaged / "checkpoints"))
     assert path is not None and path.name == "step-00000002"
     assert "manifest.json is missing" in passed_over[0]
 
 
-def test_a_torn_manifest_is_no_manifest(damaged: Path) -> None:
+def test_a_torn_manifest_is_no_manifest(damaged: Path, alone: None) -> None:
     _truncate(damaged / "checkpoints/step-00000003/manifest.json")
-    path, passed_over = newest_good(damaged / "checkpoints")
+    path, passed_over = newest_good(checkpoints(damaged / "checkpoints"))
     assert path is not None and path.name == "step-00000002"
     assert "not valid JSON" in passed_over[0]
 
 
-def test_a_manifest_whose_numbers_changed_is_refused(damaged: Path) -> None:
+def test_a_manifest_whose_numbers_changed_is_refused(damaged: Path, alone: None) -> None:
     file = damaged / "checkpoints/step-00000003/manifest.json"
     text = file.read_text()
     assert '"step": 3' in text
     file.write_text(text.replace('"step": 3', '"step": 7'))
-    path, passed_over = newest_good(damaged / "checkpoints")
+    path, passed_over = newest_good(checkpoints(damaged / "checkpoints"))
     assert path is not None and path.name == "step-00000002"
     assert "manifest.json has the SHA-256" in passed_over[0]
 
