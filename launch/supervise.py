@@ -6,7 +6,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the terminal or the connection that the run was started from is gone.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAUNCHER = "deepspeed.launcher.launch"
 
 
@@ -22,10 +23,13 @@ class StopRequest:
         self.reason: str | None = None
         "The signal, or what else asked this process; None where it asked another one."
         self._launched_by = launched_by()
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def __enter__(self) -> Self:
         for number in STOP_SIGNALS:
-            signal.signal(number, self._receive)
+            # nohup starts a process with SIGHUP ignored, and that stays as it is
+            if self._before[number] is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -34,8 +38,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         if self._launched_by is not None and launched_by() != self._launched_by:

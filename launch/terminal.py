@@ -10,7 +10,33 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+
+class LastingStream:
+    """A stream that goes silent when its reader is gone: a closed pipe or a lost connection must
+    not end a run that has weeks to go."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As a text stream's `write`; never fails."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._stream = open(os.devnull, "w")
+            return len(text)
+
+    def flush(self) -> None:
+        """As a text stream's `flush`; never fails."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._stream = open(os.devnull, "w")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @dataclass(frozen=True)
@@ -39,4 +65,4 @@ def claim_terminal(log: Path, speaks: bool) -> Terminal:
     )
     logging.captureWarnings(True)
     faulthandler.enable()
-    return Terminal(out, err)
+    return Terminal(LastingStream(out), LastingStream(err))
