@@ -97,6 +97,7 @@ def train(config: Config, terminal: Terminal) -> None:
             f"{world.device.type}, {kernels.description}, folder {config.folder}"
         )
         saved_at = state.step if state.step else None
+        speed.restart()
         while state.step < config.steps and not world.any(bool(stop)):
             result = take_step(run, state, next(batches))
             speed.add(config.global_batch_size * config.sequence_length)

@@ -97,7 +97,8 @@ def test_resume_is_exact(runs, processes):
     assert not (runs.folder / "runs" / killed / "export").exists()
     runs.finished(processes, **settings)
     resumed = [event for event in runs.events(killed) if event["event"] == "resumed"]
-    assert [event["step"] for event in resumed] == [4]
+    # The kill comes after step 7's line; the save after step 8 may just have been quicker.
+    assert [event["step"] for event in resumed] in ([4], [8])
     trained = [entry for entry in runs.metrics(killed) if "loss" in entry]
     assert trained == [entry for entry in runs.metrics(whole) if "loss" in entry]
     assert [entry["step"] for entry in trained] == list(range(1, 11))
