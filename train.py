@@ -10,6 +10,7 @@ tokens (data), on which machines (launch); retnet/training turns gradients into 
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import shutil
@@ -31,7 +32,7 @@ from data.yardsticks import compare
 from launch import world as launched
 from launch.lock import hold_folder
 from launch.supervise import StopRequest
-from launch.terminal import Terminal, claim_terminal
+from launch.terminal import Terminal, claim_terminal, refuse
 from launch.world import World, join_world, leave_world
 from retnet.kernels import select_kernels
 from retnet.models.build import build_model, count_parameters, export_model, flops_per_token
@@ -209,12 +210,8 @@ def take_step(run: Run, state: TrainState, batches: list[Batch]) -> dict[str, fl
     state.step += 1
     state.position += config.global_batch_size
     state.tokens += result.tokens
-    return {
-        "tokens": state.tokens,
-        "loss": result.loss,
-        "learning_rate": rate,
-        "grad_norm": result.grad_norm,
-    }
+    measured = {"loss": result.loss, "grad_norm": result.grad_norm}
+    return {"tokens": state.tokens, "learning_rate": rate} | measured
 
 
 def score(run: Run) -> dict[str, float]:
@@ -287,6 +284,7 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what the imports made stays: no walk over it in the loop, the workers or at exit
     sys.argv[1:] = arguments = launched.without_local_rank(sys.argv[1:])
     try:
         if {"-h", "--help"} & set(arguments):
@@ -295,6 +293,5 @@ if __name__ == "__main__":
         if (checked := check_overrides(arguments)) is not None:
             checked.check(launched.world_size())
     except ValueError as error:
-        sys.stderr.write(f"{error}\n" if launched.rank() == 0 else "")
-        sys.exit(USER_ERROR)
+        refuse(str(error), launched.rank(), USER_ERROR)
     main()

@@ -4,6 +4,8 @@ Only its reading is used. Its shuffling, epochs and splitting over processes hol
 who asks, so the order is made here, from shard numbers and documents counted within a stream.
 """
 
+from __future__ import annotations
+
 import glob
 import hashlib
 import itertools
@@ -11,11 +13,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 
 from data.order import permutation
+
+if TYPE_CHECKING:  # imported where it is used: it is slow, and most mistakes need not wait for it
+    import datasets
 
 LOCAL_BUILDERS = ("json", "parquet", "arrow", "text", "csv")
 ROWS_PER_READ = 256
@@ -36,6 +41,8 @@ class DatasetSource:
         shuffle_window: int,
         validation_split: str | None,
     ) -> None:
+        import datasets
+
         datasets.disable_progress_bars()  # every rank would draw its own
         self._name, self._subset, self._split = str(Path(name).expanduser()), subset, split
         self._column, self._window = text_column, shuffle_window
@@ -108,6 +115,8 @@ class DatasetSource:
 
     def _load(self, split: str) -> datasets.IterableDataset:
         """Open one split for streaming and make sure that it has the text column."""
+        import datasets
+
         try:
             data = datasets.load_dataset(
                 self._name,

@@ -8,9 +8,10 @@ import faulthandler
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 
 class LastingStream:
@@ -47,6 +48,15 @@ class Terminal:
     "Its stdout; goes nowhere for a process that does not speak."
     err: TextIO
     "Its stderr, for every process: only for what ends the run."
+
+
+def refuse(sentence: str, rank: int, code: int) -> NoReturn:
+    """Ends a process that has not begun, with a sentence from rank 0 alone."""
+    if rank == 0:
+        sys.stderr.write(f"{sentence}\n")
+    else:
+        time.sleep(3)  # launchers end all processes when one has ended: let rank 0 be the first
+    sys.exit(code)
 
 
 def claim_terminal(log: Path, speaks: bool) -> Terminal:

@@ -1,11 +1,14 @@
 """The loss curve of a run as a picture, drawn from metrics.jsonl alone."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retnet.training.metrics import read_lines
+
+if TYPE_CHECKING:  # imported where it draws: a mistake on the command line need not wait for it
+    from matplotlib.axes import Axes
 
 _INK, _FAINT, _TRAIN, _VALIDATION = "#1f2933", "#cbd2d9", "#2a6fdb", "#d9480f"
 
@@ -21,6 +24,8 @@ def loss_curve(folder: Path) -> Path | None:
                 validation.setdefault(key[4:-5], []).append((line["step"], value))
     if not train:
         return None
+    from matplotlib.figure import Figure
+
     # No pyplot: it keeps global state, and looks for a display.
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
