@@ -35,8 +35,8 @@ from launch.supervise import StopRequest
 from launch.terminal import Terminal, claim_terminal, refuse
 from launch.world import World, join_world, leave_world
 from retnet.kernels import select_kernels
-from retnet.models.build import build_model, count_parameters, export_model, flops_per_token
-from retnet.models.configuration import public_config
+from retnet.models.build import build_model, count_parameters, flops_per_token
+from retnet.models.export import export_model
 from retnet.models.generate import sample
 from retnet.models.heads import DecoderForCausalLM
 from retnet.training.checkpoint import load_checkpoint, save_checkpoint
@@ -75,8 +75,8 @@ def train(config: Config, terminal: Terminal) -> None:
         closing(open_data(config, world)) as loader,
     ):
         kernels = select_kernels(config.kernels, world.device)
-        public = public_config(config.model, loader.tokenizer.bos_id, loader.tokenizer.eos_id)
-        model = build_model(public, kernels, config.seed)
+        tokens = loader.tokenizer.bos_id, loader.tokenizer.eos_id
+        model = build_model(config.model, kernels, config.seed, *tokens)
         speed = open_speed(config, world, model)
         size = count_parameters(model)  # before ZeRO-3 takes the weights apart
         engine = start_engine(

@@ -17,7 +17,7 @@ from data.loader import check_layout
 from data.sources import DataConfig
 from data.tokenizer import TokenizerConfig
 from retnet.kernels import KernelsConfig, select_kernels
-from retnet.models.configuration import ModelConfig
+from retnet.models.build import ModelConfig
 from retnet.training.checkpoint import CheckpointConfig
 from retnet.training.engine import EngineConfig
 from retnet.training.metrics import LoggingConfig

@@ -1,18 +1,14 @@
-"""What a model is: the public Hugging Face configs of RetNet and NucleusX, and the typed `model=`
-group.
+"""What a model is: the public Hugging Face configs of RetNet and NucleusX.
 
 The public classes keep the published field names (`decoder_embed_dim`, ...) so that published
 config.json files load, and answer to the field's standard names through `attribute_map`. Not here:
-modules.
+modules, and the `model=` group (`build.py`).
 """
 
-from dataclasses import dataclass
-from enum import Enum
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 FORWARD_MODES = ("parallel", "chunkwise", "recurrent")
 
@@ -161,133 +157,3 @@ def check_sizes(hidden: int, value: int, heads: int, keys: tuple[str, str, str])
             f"{keys[1]}={value} does not divide into {keys[2]}={heads} heads; "
             f"make {keys[1]} a multiple of {heads} or change {keys[2]}"
         )
-
-
-class Architecture(Enum):
-    """Which family of models."""
-
-    retnet = "retnet"
-    nucleus_x = "nucleus_x"
-
-
-class ForwardMode(Enum):
-    """How a sequence is computed; the result is the same."""
-
-    parallel = "parallel"
-    chunkwise = "chunkwise"
-    recurrent = "recurrent"
-
-
-@dataclass
-class ModelConfig:
-    """What is computed: one architecture and its sizes."""
-
-    architecture: Architecture = Architecture.retnet
-    "retnet or nucleus_x."
-    vocab_size: int = 4096
-    "Rows of the embedding; at least the tokenizer's vocabulary."
-    num_layers: int = 4
-    "Decoder layers, L."
-    hidden_size: int = 192
-    "Width of the residual stream, D."
-    num_heads: int = 3
-    "Retention heads, H; the key width per head is hidden_size / num_heads."
-    value_dim: int = 324
-    "Width of all heads' values together, H * V."
-    intermediate_size: int = 324
-    "Width of the feed-forward."
-    gated: bool = True
-    "retnet: RMSNorm and a gated feed-forward (true), or LayerNorm and a biased plain one (false)."
-    activation: str = "swish"
-    "Feed-forward activation: swish, gelu, relu, ..."
-    embedding_norm: bool = True
-    "Normalize embeddings before the first layer."
-    scale_embedding: bool = True
-    "Multiply embeddings by sqrt(hidden_size)."
-    tie_word_embeddings: bool = False
-    "Use the embedding matrix as the output head."
-    use_lm_decay: bool = False
-    "Decays of the paper's language models (windows of 32 to 512 tokens) instead of 1 - 2^(-5-h)."
-    deepnorm: bool = False
-    "DeepNorm residuals (post-norm)."
-    forward_mode: ForwardMode = ForwardMode.chunkwise
-    "chunkwise, parallel or recurrent; training wants chunkwise."
-    chunk_size: int = 128
-    "Tokens per chunk of the chunkwise form; never changes the result."
-    dropout: float = 0.0
-    "Probability of dropping a residual branch's element, from 0 to 1."
-    activation_dropout: float = 0.0
-    "Probability of dropping an element inside the feed-forward, from 0 to 1."
-    drop_path: float = 0.0
-    "Probability of dropping a whole residual branch in the last layer; linear from 0 in the first."
-    norm_eps: float = 1e-6
-    "Added to the mean square in norms."
-    head_norm_eps: float = 1e-6
-    "Added to the mean square in the norm over each head's output."
-    initializer_range: float = 0.02
-    "Standard deviation of initial feed-forward weights."
-    z_loss: float = 0.0
-    "Weight of mean(logsumexp(logits)^2) in the loss."
-
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "num_layers", "hidden_size", "num_heads", "value_dim")
-        for key in (*sizes, "intermediate_size", "chunk_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"model.{key}={getattr(self, key)}: needed at least 1")
-        check_sizes(
-            self.hidden_size,
-            self.value_dim,
-            self.num_heads,
-            ("model.hidden_size", "model.value_dim", "model.num_heads"),
-        )
-        if self.activation not in ACT2FN:
-            known = ", ".join(sorted(ACT2FN))
-            raise ValueError(f"model.activation={self.activation}: needed one of {known}")
-        for key in ("dropout", "activation_dropout", "drop_path"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"model.{key}={getattr(self, key)}: needed 0 <= {key} < 1")
-        if self.architecture is Architecture.nucleus_x and not self.gated:
-            raise ValueError(
-                "model.gated=false: NucleusX is always gated; set model.architecture=retnet or "
-                "model.gated=true"
-            )
-
-
-def public_config(
-    config: ModelConfig, bos_token_id: int | None = 1, eos_token_id: int | None = 2
-) -> RetentionConfig:
-    """The Hugging Face config of a `model=` group; what `export/config.json` will hold."""
-    shared = dict(
-        vocab_size=config.vocab_size,
-        decoder_layers=config.num_layers,
-        decoder_embed_dim=config.hidden_size,
-        decoder_retention_heads=config.num_heads,
-        decoder_value_embed_dim=config.value_dim,
-        decoder_ffn_embed_dim=config.intermediate_size,
-        activation_fn=config.activation,
-        no_scale_embedding=not config.scale_embedding,
-        tie_word_embeddings=config.tie_word_embeddings,
-        use_lm_decay=config.use_lm_decay,
-        deepnorm=config.deepnorm,
-        forward_mode=config.forward_mode.value,
-        recurrent_chunk_size=config.chunk_size,
-        dropout=config.dropout,
-        activation_dropout=config.activation_dropout,
-        drop_path_rate=config.drop_path,
-        groupnorm_eps=config.head_norm_eps,
-        initializer_range=config.initializer_range,
-        z_loss_coeff=config.z_loss,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
-    )
-    if config.architecture is Architecture.nucleus_x:
-        return NucleusXConfig(
-            rms_norm_embedding=config.embedding_norm, rms_norm_eps=config.norm_eps, **shared
-        )
-    return RetNetConfig(
-        use_glu=config.gated,
-        subln=not config.gated,
-        layernorm_embedding=config.embedding_norm,
-        layernorm_eps=config.norm_eps,
-        **shared,
-    )

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -15,8 +14,8 @@ from transformers.utils.generic import can_return_tuple
 from retnet.kernels import Kernels, select_kernels
 from retnet.models.configuration import FORWARD_MODES, RetentionConfig
 from retnet.models.feed_forward import FeedForward, GatedFeedForward
-from retnet.models.initialization import initialize
 from retnet.models.norms import build_norm
+from retnet.models.pretrained import RetentionPreTrainedModel
 from retnet.models.retention import MultiScaleRetention
 from retnet.models.rotary import Positions, log_decays, token_positions
 from retnet.models.state import RetentionCache
@@ -63,25 +62,6 @@ class DecoderLayer(GradientCheckpointingLayer):
             kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
             branch = branch * kept / (1 - self.drop_path)
         return x + branch if self.pre_norm else norm(self.alpha * x + branch)
-
-
-class RetentionPreTrainedModel(PreTrainedModel):
-    """What every model of ours tells transformers."""
-
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _is_stateful = True  # a state cannot be cropped: no assisted or contrastive decoding
-    # Published checkpoints hold their angles and decays; ours are computed.
-    _keys_to_ignore_on_load_unexpected = [r"rel_pos\.(angle|decay)$", r"decoder\.version"]
-
-    def _init_weights(self, module: nn.Module) -> None:
-        initialize(module, self.config)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # transformers passes over modules of outside code that own no weights themselves, because
-        # such code may overwrite loaded weights; ours initializes a layer's projections from the
-        # layer, through transformers' own functions, which leave loaded weights alone.
-        super()._initialize_weights(module, is_custom_code=False)
 
 
 class DecoderModel(RetentionPreTrainedModel):

@@ -13,8 +13,9 @@ from transformers.utils.generic import can_return_tuple
 
 from retnet.kernels import Kernels
 from retnet.models.configuration import RetentionConfig
-from retnet.models.decoder import DecoderModel, RetentionPreTrainedModel
+from retnet.models.decoder import DecoderModel
 from retnet.models.loss import causal_lm_loss
+from retnet.models.pretrained import RetentionPreTrainedModel
 from retnet.models.state import RetentionCache
 
 

@@ -12,8 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from retnet import NucleusXForCausalLM, RetNetConfig, RetNetForCausalLM
 from retnet.kernels import select_kernels
-from retnet.models.build import build_model, count_parameters, export_model, flops_per_token
-from retnet.models.configuration import Architecture, ModelConfig, public_config
+from retnet.models.build import (
+    Architecture,
+    ModelConfig,
+    build_model,
+    count_parameters,
+    flops_per_token,
+    public_config,
+)
+from retnet.models.export import export_model
 
 PRESETS = sorted((Path(__file__).parents[3] / "configs" / "model").glob("*.yaml"))
 
@@ -49,9 +56,8 @@ VARIANTS = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_an_exported_model_loads_through_the_auto_classes_and_generates_the_same(changes, tmp_path):
-    config = public_config(small(**changes))
-    model = build_model(config, select_kernels(), seed=0).eval()
-    export_model(config, model.state_dict(), tmp_path)
+    model = build_model(small(**changes), select_kernels(), seed=0).eval()
+    export_model(model.config, model.state_dict(), tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).to_dict()["decoder_embed_dim"] == 32
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -63,8 +69,7 @@ def test_an_exported_model_loads_through_the_auto_classes_and_generates_the_same
 
 
 def test_the_same_seed_builds_the_same_model():
-    config = public_config(small())
-    one, other, third = (build_model(config, select_kernels(), seed=s) for s in (1, 1, 2))
+    one, other, third = (build_model(small(), select_kernels(), seed=s) for s in (1, 1, 2))
     for a, b, c in zip(one.parameters(), other.parameters(), third.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.ndim < 2 or not torch.equal(a, c)
@@ -73,7 +78,7 @@ def test_the_same_seed_builds_the_same_model():
 def test_flops_are_counted_as_the_docstring_says():
     """By hand for D 32, dv 48, f 40, L 2, H 2, vocabulary 53: a layer multiplies 2*32*32 + 3*32*48
     + 3*32*40 = 10,496 weights, the head 32*53 = 1,696; retention adds 12 L H K V."""
-    model = build_model(public_config(small()), select_kernels(), seed=0)
+    model = build_model(small(), select_kernels(), seed=0)
     assert flops_per_token(model) == 6 * (2 * 10_496 + 1_696) + 12 * 2 * 2 * 16 * 24
 
 
