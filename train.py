@@ -94,7 +94,7 @@ def train(config: Config, terminal: Terminal) -> None:
             metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
             return
         metrics.say(
-            f"{public.model_type}: {size:,} parameters, {model.dtype} on {world.world_size} x "
+            f"{model.config.model_type}: {size:,} parameters, {model.dtype} on {world.world_size} x "
             f"{world.device.type}, {kernels.description}, folder {config.folder}"
         )
         saved_at = state.step if state.step else None

@@ -25,8 +25,9 @@ class RetentionConfig(PreTrainedConfig):
     no_scale_embedding: leave out the factor sqrt(D) on embeddings.
     deepnorm: post-norm with the residual scaled by (2L)^(1/4) (arXiv:2203.00555); implies not
     decoder_normalize_before. groupnorm_eps: eps of the norm over each head's output.
-    z_loss_coeff: weight of mean(logsumexp(logits)^2). lm_head_initializer_range: None means D^-1/2
-    / 4.
+    z_loss_coeff: weight of mean(logsumexp(logits)^2) in the loss (arXiv:2204.02311, section 5).
+    label_smoothing: share of the target's probability spread over the vocabulary.
+    lm_head_initializer_range: None becomes D^-1/2 / 4.
     """
 
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -52,10 +53,11 @@ class RetentionConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     decoder_normalize_before: bool = True
     no_scale_embedding: bool = False
-    forward_mode: str = "chunkwise"
+    forward_mode: str = "parallel"
     recurrent_chunk_size: int = 512
     use_lm_decay: bool = False
     z_loss_coeff: float | int = 0.0
+    label_smoothing: float | int = 0.0
     deepnorm: bool = False
     groupnorm_eps: float = 1e-6
     initializer_factor: float = 2**-2.5
@@ -70,6 +72,8 @@ class RetentionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.deepnorm:
             self.decoder_normalize_before = False
+        if self.lm_head_initializer_range is None:
+            self.lm_head_initializer_range = self.decoder_embed_dim**-0.5 / 4
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -101,6 +105,12 @@ class RetNetConfig(RetentionConfig):
     when `subln` (the transformers port). use_glu True: RMSNorm and a gated feed-forward without
     biases (torchscale since September 2023). norm: "layer_norm" or "rms_norm" overrules that
     pairing.
+
+    What flash-linear-attention's weights need: rotary_interleaved False rotates pairs (i, i + K/2)
+    instead of (2i, 2i+1); rope_frequencies takes 10000^(-2i/K); score_norm False leaves out
+    Z_n^-1/2; head_norm_affine gives the norm over each head's output a weight [V], shared by the
+    heads. retention_bias: biases in the retention's projections (torchscale before October 2023).
+    use_ffn_rms_norm: RMSNorm inside the plain feed-forward, whatever `norm` is.
     """
 
     model_type = "retnet"
@@ -112,6 +122,12 @@ class RetNetConfig(RetentionConfig):
     use_glu: bool = False
     norm: str | None = None
     subln: bool = True
+    use_ffn_rms_norm: bool | None = None
+    retention_bias: bool = False
+    head_norm_affine: bool = False
+    rotary_interleaved: bool = True
+    rope_frequencies: bool = False
+    score_norm: bool = True
     layernorm_embedding: bool = True
     layernorm_eps: float = 1e-6
     no_scale_embedding: bool = True
@@ -140,6 +156,11 @@ class NucleusXConfig(RetentionConfig):
     use_glu: ClassVar[bool] = True
     norm: ClassVar[str] = "rms_norm"
     subln: ClassVar[bool] = False
+    retention_bias: ClassVar[bool] = False
+    head_norm_affine: ClassVar[bool] = False
+    rotary_interleaved: ClassVar[bool] = True
+    rope_frequencies: ClassVar[bool] = False
+    score_norm: ClassVar[bool] = True
 
     rms_norm_embedding: bool = True
     rms_norm_eps: float = 1e-6

@@ -30,7 +30,7 @@ def initialize(module: nn.Module, config: RetentionConfig) -> None:
     for the same reason.
     """
     deepnorm = (8 * config.num_layers) ** -0.25 if config.deepnorm else 1.0
-    head_std = config.lm_head_initializer_range or config.hidden_size**-0.5 / 4
+    head_std = config.lm_head_initializer_range
     if isinstance(module, nn.Embedding):
         init.normal_(
             module.weight, std=head_std if config.tie_word_embeddings else config.hidden_size**-0.5
