@@ -94,8 +94,8 @@ def train(config: Config, terminal: Terminal) -> None:
             metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
             return
         metrics.say(
-            f"{model.config.model_type}: {size:,} parameters, {model.dtype} on {world.world_size} x "
-            f"{world.device.type}, {kernels.description}, folder {config.folder}"
+            f"{model.config.model_type}: {size:,} parameters, {model.dtype} on {world.world_size} "
+            f"x {world.device.type}, {kernels.description}, folder {config.folder}"
         )
         saved_at = state.step if state.step else None
         speed.restart()
