@@ -41,7 +41,7 @@ from retnet.models.generate import sample
 from retnet.models.heads import DecoderForCausalLM
 from retnet.training.checkpoint import load_checkpoint, save_checkpoint
 from retnet.training.curve import loss_curve
-from retnet.training.engine import gather_weights, resolve_dtype, start_engine
+from retnet.training.engine import built_in_shards, gather_weights, resolve_dtype, start_engine
 from retnet.training.evaluate import evaluate
 from retnet.training.flops import peak_flops
 from retnet.training.metrics import Metrics, Speed
@@ -76,9 +76,9 @@ def train(config: Config, terminal: Terminal) -> None:
     ):
         kernels = select_kernels(config.kernels, world.device)
         tokens = loader.tokenizer.bos_id, loader.tokenizer.eos_id
-        model = build_model(config.model, kernels, config.seed, *tokens)
+        with built_in_shards(config.engine, world.device):
+            model = build_model(config.model, kernels, config.seed, *tokens)
         speed = open_speed(config, world, model)
-        size = count_parameters(model)  # before ZeRO-3 takes the weights apart
         engine = start_engine(
             model,
             config.optimizer,
@@ -94,8 +94,9 @@ def train(config: Config, terminal: Terminal) -> None:
             metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
             return
         metrics.say(
-            f"{model.config.model_type}: {size:,} parameters, {model.dtype} on {world.world_size} "
-            f"x {world.device.type}, {kernels.description}, folder {config.folder}"
+            f"{model.config.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
+            f"{world.world_size} x {world.device.type}, {kernels.description}, "
+            f"folder {config.folder}"
         )
         saved_at = state.step if state.step else None
         speed.restart()

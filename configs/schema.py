@@ -113,7 +113,7 @@ FREE_TO_CHANGE = {
     f"model.{key}"
     for key in (
         *("forward_mode", "chunk_size", "dropout", "activation_dropout", "drop_path", "z_loss"),
-        "initializer_range",
+        *("label_smoothing", "initializer_range"),
     )
 }
 "Keys of a model that neither shape its weights nor what they mean; a resumed run may change them."

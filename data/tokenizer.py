@@ -102,6 +102,10 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             # "<s>" written in a document is five characters, not a command.
             "split_special_tokens": True,
+            # A batch needs a token to pad with, and this one comes from no text. On the left: what
+            # is generated follows the last column.
+            "pad_token": special["unk_token"],
+            "padding_side": "left",
             **special,
         }
         for name, content in (("tokenizer_config", config), ("special_tokens_map", special)):

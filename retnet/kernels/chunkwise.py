@@ -27,12 +27,14 @@ def retention_chunkwise(
     mask: Tensor | None = None,
     *,
     chunk_size: int = 128,
-) -> tuple[Tensor, Tensor]:
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Retention (arXiv:2307.08621, equation 7).
 
     q, k [B, T, H, K]; v [B, T, H, V]; log_decay [H]; state [B, H, K, V] float32 or None;
     segment_start [B, T] and mask [B, T] as in `retnet.kernels.reference`; `chunk_size` in tokens,
-    any T. Returns o [B, T, H, V] in v's dtype and the state [B, H, K, V] after the last token.
+    any T. Returns o [B, T, H, V] in v's dtype and, when `return_state`, the state [B, H, K, V]
+    after the last token.
     Matrix products run in q's dtype, states are joined in float32.
     """
     check_shapes(q, k, v, log_decay, state, segment_start)
@@ -56,7 +58,8 @@ def retention_chunkwise(
         )
         outputs.append(o)
         start = piece.stop
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
+    o = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return o, state if return_state else None
 
 
 def _retain_block(

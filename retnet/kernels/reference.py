@@ -16,14 +16,13 @@ width per head, V value width per head. All forms take and return
     log_decay      [H], negative, at least float32
     state          [B, H, K, V] in at least float32, or None for an empty past
     segment_start  [B, T] integers or None: the index, counted from the first token of this piece,
-    of the
-                   first token of each token's document; negative where the document began in an
-                   earlier piece. Only such tokens see the incoming state. None: one document that
-                   continues it.
+                   of the first token of each token's document; negative where the document began in
+                   an earlier piece. Only such tokens see the incoming state. None: one document
+                   that continues it.
     mask           [B, T] booleans or None: a False token is not in the stream. It neither decays
-    nor is
-                   seen, and its output is zero.
-    returns        o [B, T, H, V] in v's dtype, state [B, H, K, V] after the last token
+                   nor is seen, and its output is zero.
+    return_state   whether the state after the last token is wanted
+    returns        o [B, T, H, V] in v's dtype, and the state [B, H, K, V] or None
 """
 
 import torch
@@ -61,6 +60,36 @@ def check_shapes(
         )
 
 
+def retention_scores(
+    q: Tensor,
+    k: Tensor,
+    log_decay: Tensor,
+    segment_start: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """gamma^(n-m) <q_n, k_m> where n sees m, else 0: [B, H, T, T] in float32 or better."""
+    dtype = state_dtype(q)
+    time = q.shape[1]
+    age = _age(q, mask)
+    seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()[None]  # [1, T, T]
+    if segment_start is not None:
+        seen = seen & (segment_start[:, :, None] == segment_start[:, None, :])  # [B, T, T]
+    if mask is not None:
+        seen = seen & mask[:, None, :] & mask[:, :, None]
+    # clamp: no overflow above the diagonal
+    distance = (age[:, :, None] - age[:, None, :]).clamp(min=0)
+    decay = torch.exp(log_decay.to(q.device, dtype)[None, :, None, None] * distance[:, None])
+    return torch.einsum("bnhk,bmhk->bhnm", q.to(dtype), k.to(dtype)) * decay * seen[:, None]
+
+
+def _age(q: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens up to and with each one, [B or 1, T]: what decays is the number of tokens that are in
+    the stream, not the index in the tensor."""
+    if mask is None:
+        return torch.arange(1, q.shape[1] + 1, device=q.device)[None]
+    return mask.long().cumsum(dim=1)
+
+
 def retention_parallel(
     q: Tensor,
     k: Tensor,
@@ -69,50 +98,41 @@ def retention_parallel(
     state: Tensor | None = None,
     segment_start: Tensor | None = None,
     mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Every pair of tokens at once (equation 5): O(T^2) memory. Shapes: see the head of this
     file."""
     check_shapes(q, k, v, log_decay, state, segment_start)
     dtype = state_dtype(v)
-    time = q.shape[1]
     log_decay = log_decay.to(q.device, dtype)
-    # What decays is the number of tokens that are in the stream, not the index in the tensor.
-    if mask is None:
-        age = torch.arange(1, time + 1, device=q.device)[None]  # [1, T]
-    else:
-        age = mask.long().cumsum(dim=1)  # [B, T]
-    seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()[None]  # [1, T, T]
-    last = torch.ones(1, time, dtype=torch.bool, device=q.device)  # tokens of the last document
-    if segment_start is not None:
-        seen = seen & (segment_start[:, :, None] == segment_start[:, None, :])  # [B, T, T]
-        last = segment_start == segment_start[:, -1:]
-    if mask is not None:
-        seen = seen & mask[:, None, :] & mask[:, :, None]
-        last = last & mask
-
-    distance = (age[:, :, None] - age[:, None, :]).clamp(
-        min=0
-    )  # clamp: no overflow above the diagonal
-    decay = (
-        torch.exp(log_decay[None, :, None, None] * distance[:, None]) * seen[:, None]
-    )  # [B, H, T, T]
-    scores = torch.einsum("bnhk,bmhk->bhnm", q.to(dtype), k.to(dtype)) * decay
+    age = _age(q, mask)  # [B or 1, T]
+    scores = retention_scores(q, k, log_decay, segment_start, mask).to(dtype)
     o = torch.einsum("bhnm,bmhv->bnhv", scores, v.to(dtype))
-
-    until_end = torch.exp(log_decay * (age[:, -1:] - age)[..., None]) * last[..., None]  # [B, T, H]
-    new_state = torch.einsum("bmhk,bmhv->bhkv", k.to(dtype) * until_end[..., None], v.to(dtype))
     if state is not None:
         since_start = torch.exp(log_decay * age[..., None])  # [B, T, H]
-        survives = torch.exp(log_decay * age[:, -1, None])  # [B, H]
         if segment_start is not None:
             since_start = since_start * (segment_start < 0)[..., None]
-            survives = survives * (segment_start[:, -1:] < 0)
         if mask is not None:
             since_start = since_start * mask[..., None]
         state = state.to(dtype)
         o = o + torch.einsum("bnhk,bhkv->bnhv", q.to(dtype) * since_start[..., None], state)
+    o = o.to(v.dtype)
+    if not return_state:
+        return o, None
+
+    until_end = torch.exp(log_decay * (age[:, -1:] - age)[..., None])  # [B, T, H]
+    if segment_start is not None:  # only the last document's tokens reach the end
+        until_end = until_end * (segment_start == segment_start[:, -1:])[..., None]
+    if mask is not None:
+        until_end = until_end * mask[..., None]
+    new_state = torch.einsum("bmhk,bmhv->bhkv", k.to(dtype) * until_end[..., None], v.to(dtype))
+    if state is not None:
+        survives = torch.exp(log_decay * age[:, -1, None])  # [B, H]
+        if segment_start is not None:
+            survives = survives * (segment_start[:, -1:] < 0)
         new_state = new_state + state * survives[..., None, None]
-    return o.to(v.dtype), new_state
+    return o, new_state
 
 
 def retention_recurrent(
@@ -123,7 +143,9 @@ def retention_recurrent(
     state: Tensor | None = None,
     segment_start: Tensor | None = None,
     mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Token by token (equation 6): O(1) memory in T. Shapes: see the head of this file."""
     check_shapes(q, k, v, log_decay, state, segment_start)
     dtype = state_dtype(v)
@@ -144,7 +166,7 @@ def retention_recurrent(
         state = new_state
         o_n = torch.einsum("bhk,bhkv->bhv", q[:, n].to(dtype), state)
         outputs.append(o_n if mask is None else o_n * mask[:, n, None, None])
-    return torch.stack(outputs, dim=1).to(v.dtype), state
+    return torch.stack(outputs, dim=1).to(v.dtype), state if return_state else None
 
 
 def retention_chunkwise(
@@ -157,7 +179,8 @@ def retention_chunkwise(
     mask: Tensor | None = None,
     *,
     chunk_size: int = 128,
-) -> tuple[Tensor, Tensor]:
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Parallel inside chunks of `chunk_size` tokens, recurrent between them (equation 7). Shapes:
     see the head of this file. The last chunk is simply shorter where `chunk_size` does not divide
     T."""
@@ -175,4 +198,4 @@ def retention_chunkwise(
             None if mask is None else mask[:, piece],
         )
         outputs.append(o)
-    return torch.cat(outputs, dim=1), state
+    return torch.cat(outputs, dim=1), state if return_state else None

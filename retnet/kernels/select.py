@@ -10,7 +10,10 @@ from enum import Enum
 
 import torch
 
-from retnet.kernels import apex, chunkwise, norms, reference
+from retnet.kernels.apex import load_rms_norm, missing_apex
+from retnet.kernels.chunkwise import retention_chunkwise
+from retnet.kernels.norms import rms_norm
+from retnet.kernels.reference import retention_parallel, retention_recurrent
 
 
 class Backend(Enum):
@@ -53,13 +56,13 @@ TABLE: dict[tuple[str, Backend], tuple[Callable, Callable]] = {
     ("retention", Backend.torch): (
         _always,
         lambda: {
-            "retention_parallel": reference.retention_parallel,
-            "retention_chunkwise": chunkwise.retention_chunkwise,
-            "retention_recurrent": reference.retention_recurrent,
+            "retention_parallel": retention_parallel,
+            "retention_chunkwise": retention_chunkwise,
+            "retention_recurrent": retention_recurrent,
         },
     ),
-    ("rms_norm", Backend.apex): (apex.missing_apex, lambda: {"rms_norm": apex.load_rms_norm()}),
-    ("rms_norm", Backend.torch): (_always, lambda: {"rms_norm": norms.rms_norm}),
+    ("rms_norm", Backend.apex): (missing_apex, lambda: {"rms_norm": load_rms_norm()}),
+    ("rms_norm", Backend.torch): (_always, lambda: {"rms_norm": rms_norm}),
 }
 
 

@@ -84,6 +84,8 @@ class ModelConfig:
     "Standard deviation of initial feed-forward weights."
     z_loss: float = 0.0
     "Weight of mean(logsumexp(logits)^2) in the loss."
+    label_smoothing: float = 0.0
+    "Share of a target's probability spread over the vocabulary, from 0 to 1."
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "num_layers", "hidden_size", "num_heads", "value_dim")
@@ -99,7 +101,7 @@ class ModelConfig:
         if self.activation not in ACT2FN:
             known = ", ".join(sorted(ACT2FN))
             raise ValueError(f"model.activation={self.activation}: needed one of {known}")
-        for key in ("dropout", "activation_dropout", "drop_path"):
+        for key in ("dropout", "activation_dropout", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)}: needed 0 <= {key} < 1")
         if self.architecture is Architecture.nucleus_x and not self.gated:
@@ -133,6 +135,7 @@ def public_config(
         groupnorm_eps=config.head_norm_eps,
         initializer_range=config.initializer_range,
         z_loss_coeff=config.z_loss,
+        label_smoothing=config.label_smoothing,
         bos_token_id=bos_token_id,
         eos_token_id=eos_token_id,
     )
@@ -142,7 +145,6 @@ def public_config(
         )
     return RetNetConfig(
         use_glu=config.gated,
-        subln=not config.gated,
         layernorm_embedding=config.embedding_norm,
         layernorm_eps=config.norm_eps,
         **shared,
@@ -164,8 +166,13 @@ def build_model(
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable numbers, tied ones once (works on the meta device)."""
-    return sum(p.numel() for p in module.parameters())
+    """Trainable numbers, tied ones once (works on the meta device and split by ZeRO-3)."""
+    return sum(_numbers(parameter) for parameter in module.parameters())
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    """How many numbers a weight has; where ZeRO-3 has split it, in all its pieces together."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def flops_per_token(model: DecoderForCausalLM) -> float:
@@ -178,5 +185,5 @@ def flops_per_token(model: DecoderForCausalLM) -> float:
     compare across them.
     """
     config = model.config
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    weights = sum(_numbers(m.weight) for m in model.modules() if isinstance(m, nn.Linear))
     return 6.0 * weights + 12.0 * config.num_layers * config.key_dim * config.value_dim

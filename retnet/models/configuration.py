@@ -5,12 +5,33 @@ config.json files load, and answer to the field's standard names through `attrib
 modules, and the `model=` group (`build.py`).
 """
 
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
+
+from retnet.models.published import format_keys, our_fields
 
 FORWARD_MODES = ("parallel", "chunkwise", "recurrent")
+
+
+def accepts_published(config_class: type) -> type:
+    """Lets a config class take the fields of every published format, from files and from the
+    constructor; see `published.our_fields`, also for what is refused."""
+    own_init: Callable = config_class.__init__
+    aliases = config_class.attribute_map
+    # transformers takes generation settings out of a config again
+    known = {field.name for field in fields(config_class)} | vars(GenerationConfig()).keys()
+
+    @wraps(own_init)
+    def __init__(self: Any, **given: Any) -> None:
+        own_init(self, **our_fields(given, config_class.model_type, known, aliases))
+
+    config_class.__init__ = __init__
+    return config_class
 
 
 @strict
@@ -39,6 +60,8 @@ class RetentionConfig(PreTrainedConfig):
         "num_attention_heads": "decoder_retention_heads",
         "value_dim": "decoder_value_embed_dim",
         "intermediate_size": "decoder_ffn_embed_dim",
+        "forward_impl": "forward_mode",
+        "output_retentions": "output_attentions",
     }
 
     vocab_size: int = 32000
@@ -70,14 +93,30 @@ class RetentionConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.deepnorm:
-            self.decoder_normalize_before = False
         if self.lm_head_initializer_range is None:
             self.lm_head_initializer_range = self.decoder_embed_dim**-0.5 / 4
+        if self._auto_class is None:
+            # An exported folder's map to the code that it carries; this class is the package's, and
+            # what it saves carries no code.
+            kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # here too: transformers' own call wraps what is raised
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
+        """As transformers'; an override of a field counts as written in the dict, whatever its name
+        is there, so that what follows from the one follows from the other."""
+        names = cls.attribute_map
+        known = {field.name for field in fields(cls)} | names.keys() | format_keys(cls.model_type)
+        written = {names.get(key, key): key for key in config_dict}
+        overrides = {
+            written.get(names.get(key, key), key): kwargs.pop(key)
+            for key in (known - {"dtype"}) & kwargs.keys()
+        }
+        return super().from_dict(config_dict | overrides, **kwargs)
 
     def validate_architecture(self):
-        """Raises ValueError on sizes that do not fit together (called by transformers)."""
+        """Raises ValueError on sizes that do not fit together (called by transformers too)."""
         check_sizes(
             self.decoder_embed_dim,
             self.decoder_value_embed_dim,
@@ -97,6 +136,7 @@ class RetentionConfig(PreTrainedConfig):
         return self.decoder_embed_dim // self.decoder_retention_heads
 
 
+@accepts_published
 @strict
 class RetNetConfig(RetentionConfig):
     """RetNet (arXiv:2307.08621), in both published variants.
@@ -144,6 +184,7 @@ class RetNetConfig(RetentionConfig):
             raise ValueError(f"norm={self.norm!r}: needed layer_norm or rms_norm")
 
 
+@accepts_published
 @strict
 class NucleusXConfig(RetentionConfig):
     """NucleusX: RetNet with SwiGLU and RMSNorm everywhere."""

@@ -8,16 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.generic import can_return_tuple
 
 from retnet.kernels import Kernels, select_kernels
-from retnet.models.configuration import FORWARD_MODES, RetentionConfig
+from retnet.models.configuration import RetentionConfig
 from retnet.models.feed_forward import FeedForward, GatedFeedForward
+from retnet.models.interface import RetentionOutputWithPast, published_interface
+from retnet.models.layers import Embedding
+from retnet.models.legacy_cache import read_cache
 from retnet.models.norms import build_norm
 from retnet.models.pretrained import RetentionPreTrainedModel
-from retnet.models.retention import MultiScaleRetention
-from retnet.models.rotary import Positions, log_decays, token_positions
+from retnet.models.retention import Form, MultiScaleRetention
+from retnet.models.rotary import Positions, token_positions
 from retnet.models.state import RetentionCache
 
 
@@ -43,16 +44,16 @@ class DecoderLayer(GradientCheckpointingLayer):
         x: Tensor,
         positions: Positions,
         state: Tensor | None,
-        forward_mode: str,
-        chunk_size: int,
-    ) -> tuple[Tensor, Tensor]:
-        """x [B, T, D], state [B, H, K, V] or None -> x [B, T, D], state after the last token."""
+        form: Form,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x [B, T, D], state [B, H, K, V] or None -> x [B, T, D], and the state and scores
+        that the form asks for."""
         retention_norm, ffn_norm = (getattr(self, name) for name in self.norm_names)
         branch = retention_norm(x) if self.pre_norm else x
-        branch, state = self.retention(branch, positions, state, forward_mode, chunk_size)
+        branch, state, scores = self.retention(branch, positions, state, form)
         x = self.add(x, branch, retention_norm)
         branch = self.ffn(ffn_norm(x) if self.pre_norm else x)
-        return self.add(x, branch, ffn_norm), state
+        return self.add(x, branch, ffn_norm), state, scores
 
     def add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
         """The residual connection, with dropout and, per sequence, stochastic depth
@@ -76,7 +77,7 @@ class DecoderModel(RetentionPreTrainedModel):
         super().__init__(config)
         kernels = kernels or select_kernels()
         # No padding_idx: where pad is eos, it would keep the eos embedding at zero for ever.
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             self.layer_class(config, kernels, index) for index in range(config.num_layers)
@@ -88,54 +89,61 @@ class DecoderModel(RetentionPreTrainedModel):
             self.add_module(name, norm)
         self.post_init()
 
-    @can_return_tuple
+    @published_interface
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: RetentionCache | None = None,
+        past_key_values: RetentionCache | tuple | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         forward_mode: str | None = None,
         recurrent_chunk_size: int | None = None,
         segment_start: Tensor | None = None,
-    ) -> BaseModelOutputWithPast:
+    ) -> RetentionOutputWithPast:
         """One piece of the stream.
 
-        input_ids [B, T] or inputs_embeds [B, T, D]; attention_mask [B, T], or longer when it covers
-        the past too (0: not in the stream, wherever it is); past_key_values: the state after
-        earlier pieces; segment_start [B, T]: document starts (see `retnet.kernels.reference`);
-        forward_mode, recurrent_chunk_size: the config's unless given. Returns last_hidden_state [B,
-        T, D], past_key_values when `use_cache` (by default the config's in evaluation, never in
-        training) and hidden_states (L + 1).
+        input_ids [B, T] or inputs_embeds [B, T, D]: the new tokens alone; attention_mask [B, T], or
+        [B, past + T] (0: not in the stream, wherever it is); past_key_values: the state after
+        earlier pieces, or a published implementation's cache (`legacy_cache.py`); segment_start
+        [B, T]: document starts (see `retnet.kernels.reference`). use_cache: by default the config's
+        in evaluation, never in training. output_attentions: also each layer's scores, which only
+        the parallel form has (ValueError elsewhere). The rest is the config's unless given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
-        forward_mode = forward_mode or self.config.forward_mode
-        if forward_mode not in FORWARD_MODES:
-            raise ValueError(f"forward_mode={forward_mode!r}: needed one of {FORWARD_MODES}")
-        chunk_size = recurrent_chunk_size or self.config.recurrent_chunk_size
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+        config = self.config
+        form = Form(
+            forward_mode or config.forward_mode,
+            config.recurrent_chunk_size if recurrent_chunk_size is None else recurrent_chunk_size,
+            config.use_cache and not self.training if use_cache is None else use_cache,
+            config.output_attentions if output_attentions is None else output_attentions,
+        )
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
         x = self.embed(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
-        positions, after = self.locate(x, attention_mask, past_key_values, segment_start)
-        states, hidden_states = [], []
+        past = read_cache(past_key_values, config, x, attention_mask)
+        positions, after = self.locate(x, attention_mask, past, segment_start)
+        states, scores, hidden_states = [], [], []
         for index, layer in enumerate(self.layers):
             if output_hidden_states:
                 hidden_states.append(x)
-            state = None if past_key_values is None else past_key_values.states[index]
-            x, state = layer(x, positions, state, forward_mode, chunk_size)
+            x, state, score = layer(
+                x, positions, None if past is None else past.states[index], form
+            )
             states.append(state)
+            scores.append(score)
         x = getattr(self, self.norm_names[1])(x)
-        cache = None
-        if use_cache:
-            past_length = 0 if past_key_values is None else past_key_values.length
-            cache = RetentionCache(states, after, past_length + x.shape[1])
-        return BaseModelOutputWithPast(
+        length = x.shape[1] + (0 if past is None else past.length)
+        retentions = tuple(scores) if form.return_scores else None
+        return RetentionOutputWithPast(
             last_hidden_state=x,
-            past_key_values=cache,
+            past_key_values=RetentionCache(states, after, length) if form.return_state else None,
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
+            retentions=retentions,
+            attentions=retentions,
         )
 
     def embed(self, embeddings: Tensor) -> Tensor:
@@ -155,20 +163,15 @@ class DecoderModel(RetentionPreTrainedModel):
         batch, time = x.shape[:2]
         mask = None
         if attention_mask is not None:
-            if attention_mask.ndim != 2 or attention_mask.shape[1] < time:
+            lengths = (time, time if past is None else time + past.length)
+            if attention_mask.ndim != 2 or attention_mask.shape[1] not in lengths:
                 raise ValueError(
-                    f"attention_mask needs shape [{batch}, {time}] (or longer, with the past in "
-                    f"front), got {list(attention_mask.shape)}"
+                    f"attention_mask needs shape [{batch}, {lengths[0]}], or [{batch}, "
+                    f"{lengths[1]}] with the past in front, got {list(attention_mask.shape)}"
                 )
             mask = attention_mask[:, -time:].bool()
         before = None if past is None else past.position
         position = token_positions(time, before, segment_start, mask, x.device)
-        positions = Positions.at(
-            position,
-            self.config.key_dim,
-            log_decays(self.config.num_heads, self.config.use_lm_decay, x.device),
-            torch.promote_types(x.dtype, torch.float32),
-            segment_start,
-            mask,
-        )
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        positions = Positions.at(position, self.config, dtype, segment_start, mask)
         return positions, (position[:, -1] + 1).expand(batch)

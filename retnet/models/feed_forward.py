@@ -6,6 +6,7 @@ from transformers.activations import ACT2FN
 
 from retnet.kernels import Kernels
 from retnet.models.configuration import RetentionConfig
+from retnet.models.layers import Linear
 from retnet.models.norms import build_norm
 
 
@@ -15,12 +16,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: RetentionConfig, kernels: Kernels) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
         self.activation = ACT2FN[config.activation_fn]
         self.dropout = nn.Dropout(config.activation_dropout)
         self.ffn_layernorm = (
-            build_norm(config, config.intermediate_size, kernels) if config.subln else None
+            build_norm(config, config.intermediate_size, kernels, rms=config.use_ffn_rms_norm)
+            if config.subln
+            else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,9 +37,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: RetentionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.gate = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.activation = ACT2FN[config.activation_fn]
         self.dropout = nn.Dropout(config.activation_dropout)
 

@@ -4,43 +4,46 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
-from transformers.modeling_outputs import (
-    CausalLMOutputWithPast,
-    SequenceClassifierOutputWithPast,
-)
-from transformers.utils.generic import can_return_tuple
 
 from retnet.kernels import Kernels
 from retnet.models.configuration import RetentionConfig
 from retnet.models.decoder import DecoderModel
-from retnet.models.loss import causal_lm_loss
+from retnet.models.generate import RetentionGenerationMixin
+from retnet.models.interface import (
+    RetentionCausalLMOutputWithPast,
+    RetentionClassifierOutputWithPast,
+    published_interface,
+)
+from retnet.models.layers import Linear
+from retnet.models.loss import IGNORED, causal_lm_loss
 from retnet.models.pretrained import RetentionPreTrainedModel
 from retnet.models.state import RetentionCache
 
 
-class DecoderForCausalLM(RetentionPreTrainedModel, GenerationMixin):
+class DecoderForCausalLM(RetentionGenerationMixin, RetentionPreTrainedModel):
     """The decoder with a language modeling head."""
 
     model_class: ClassVar[type[DecoderModel]]
+    accepts_loss_kwargs = True  # num_items_in_batch: transformers' Trainer asks
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: RetentionConfig, kernels: Kernels | None = None) -> None:
         """kernels: chosen by `select_kernels`; None takes what is best on the CPU."""
         super().__init__(config)
         self.model = self.model_class(config, kernels)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    @can_return_tuple
+    @published_interface
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: RetentionCache | None = None,
+        past_key_values: RetentionCache | tuple | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         forward_mode: str | None = None,
         recurrent_chunk_size: int | None = None,
@@ -48,116 +51,111 @@ class DecoderForCausalLM(RetentionPreTrainedModel, GenerationMixin):
         segment_start: Tensor | None = None,
         shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> CausalLMOutputWithPast:
+        z_loss_coeff: float | None = None,
+        label_smoothing: float | None = None,
+    ) -> RetentionCausalLMOutputWithPast:
         """As `DecoderModel.forward`, plus logits [B, T, vocabulary] and, with targets, the loss.
 
         labels [B, T]: the input ids, shifted here (-100: ignored); or shift_labels [B, T]: each
         position's target itself. The loss is the mean over targets, or their sum /
-        num_items_in_batch. logits_to_keep: only the last so many positions' logits (0: all), or the
-        positions themselves.
+        num_items_in_batch; z_loss_coeff and label_smoothing are the config's unless given.
+        logits_to_keep: only the last so many positions' logits (0: all), or the positions
+        themselves.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-            forward_mode=forward_mode,
-            recurrent_chunk_size=recurrent_chunk_size,
-            segment_start=segment_start,
+        outputs = dict(
+            self.model(
+                input_ids,
+                attention_mask,
+                past_key_values,
+                inputs_embeds,
+                use_cache,
+                output_attentions,
+                output_hidden_states,
+                forward_mode,
+                recurrent_chunk_size,
+                segment_start,
+                return_dict=True,
+            )
         )
-        keep = (
-            slice(-logits_to_keep or None, None)
-            if isinstance(logits_to_keep, int)
-            else logits_to_keep
-        )
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        hidden = outputs.pop("last_hidden_state")
+        last = isinstance(logits_to_keep, int)
+        keep = slice(-logits_to_keep or None, None) if last else logits_to_keep
+        logits = self.lm_head(hidden[:, keep])
         if labels is not None and shift_labels is None:
-            shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
         loss = None
         if shift_labels is not None:
-            # The z-loss steadies training; an evaluation's loss is comparable without it.
-            z_loss_coeff = self.config.z_loss_coeff if self.training else 0.0
-            loss = causal_lm_loss(logits, shift_labels, num_items_in_batch, z_loss_coeff)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-        )
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return (
-            False  # the first forward pass makes the state; there is nothing to allocate before it
-        )
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        past_key_values: RetentionCache | None = None,
-        is_first_iteration: bool = False,
-        **kwargs,
-    ) -> dict:
-        """The prompt goes through the config's form at once; what follows is decoded
-        recurrently."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=past_key_values,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        if past_key_values is not None and not is_first_iteration:
-            inputs["forward_mode"] = "recurrent"
-        inputs.pop("position_ids", None)  # positions follow from the state and the mask
-        return inputs
+            config = self.config
+            loss = causal_lm_loss(
+                logits,
+                shift_labels[:, keep],
+                num_items_in_batch,
+                config.z_loss_coeff if z_loss_coeff is None else z_loss_coeff,
+                config.label_smoothing if label_smoothing is None else label_smoothing,
+            )
+        return RetentionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 
 
 class DecoderForSequenceClassification(RetentionPreTrainedModel):
     """The decoder with a classification head on the last real token."""
 
     model_class: ClassVar[type[DecoderModel]]
+    accepts_loss_kwargs = False
 
     def __init__(self, config: RetentionConfig, kernels: Kernels | None = None) -> None:
         """kernels: chosen by `select_kernels`; None takes what is best on the CPU."""
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = self.model_class(config, kernels)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
-    @can_return_tuple
+    @published_interface
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        past_key_values: RetentionCache | tuple | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutputWithPast:
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        forward_mode: str | None = None,
+        recurrent_chunk_size: int | None = None,
+    ) -> RetentionClassifierOutputWithPast:
         """As `DecoderModel.forward`; logits [B, labels], read at each row's last real token: the
-        last one that the mask keeps or, without a mask, the last one that is not `pad_token_id`."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
+        last one that the mask keeps or, without a mask, the last one that is not `pad_token_id`.
+
+        labels: [B] integers (cross entropy), [B, labels] zeros and ones (binary cross entropy), or
+        [B] or [B, labels] numbers (mean squared error), as config.problem_type says.
+        """
+        outputs = dict(
+            self.model(
+                input_ids,
+                attention_mask,
+                past_key_values,
+                inputs_embeds,
+                use_cache,
+                output_attentions,
+                output_hidden_states,
+                forward_mode,
+                recurrent_chunk_size,
+                return_dict=True,
+            )
         )
-        hidden = outputs.last_hidden_state
+        hidden = outputs.pop("last_hidden_state")
         last = self.last_token(hidden, input_ids, attention_mask)
         logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last])
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=None, labels=labels, pooled_logits=logits, config=self.config
+                logits=None,
+                labels=labels,
+                pooled_logits=logits,
+                config=self.config,
             )
-        return SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-        )
+        return RetentionClassifierOutputWithPast(loss=loss, logits=logits, **outputs)
 
     def last_token(
         self, hidden: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None

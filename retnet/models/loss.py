@@ -1,7 +1,10 @@
-"""The language modeling loss."""
+"""The language modeling loss: the same in training and in evaluation."""
 
 import torch
 from torch import Tensor
+
+IGNORED = -100
+"""The target of a position that does not count, torch's convention."""
 
 
 def causal_lm_loss(
@@ -9,19 +12,29 @@ def causal_lm_loss(
     targets: Tensor,
     num_items_in_batch: Tensor | int | None = None,
     z_loss_coeff: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy in nats, plus z_loss_coeff * logsumexp(logits)^2 (arXiv:2204.02311, section 5),
+    """Cross entropy in nats plus z_loss_coeff * logsumexp(logits)^2 (arXiv:2204.02311, section 5),
     in float32.
 
-    logits [B, T, vocabulary], targets [B, T] with -100 for positions that do not count. The sum
-    over targets divided by `num_items_in_batch`, or by their number (a batch without targets gives
-    0).
+    logits [B, T, vocabulary], targets [B, T] with -100 for positions that do not count.
+    label_smoothing: the share of a target's probability that is spread evenly over the vocabulary
+    (arXiv:1512.00567, section 7). The sum over targets divided by `num_items_in_batch`, or by their
+    number. A batch without targets gives 0.
     """
     logits = logits.flatten(0, -2).float()
     targets = targets.flatten().to(logits.device)
-    total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+    total = torch.nn.functional.cross_entropy(
+        logits,
+        targets,
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
     if z_loss_coeff:
-        total = total + z_loss_coeff * (logits.logsumexp(-1).square() * (targets != -100)).sum()
+        log_z = logits.logsumexp(-1).masked_fill(targets == IGNORED, 0)
+        total = total + z_loss_coeff * log_z.square().sum()
     if num_items_in_batch is None:
-        num_items_in_batch = (targets != -100).sum().clamp(min=1)
-    return total / num_items_in_batch
+        num_items_in_batch = (targets != IGNORED).sum()
+    # Without targets the sum is 0 and so may be their number.
+    return total / (num_items_in_batch + (num_items_in_batch == 0))

@@ -1,5 +1,4 @@
-"""Norm modules: RMSNorm on the chosen kernel, LayerNorm from torch, and the affine-free norm over
-heads."""
+"""Norm modules: RMSNorm on the chosen kernel, LayerNorm from torch, and the norm over heads."""
 
 from collections.abc import Callable
 
@@ -23,20 +22,32 @@ class RMSNorm(nn.Module):
         return self.operator(x, self.weight, self.eps)
 
 
-def build_norm(config: RetentionConfig, width: int, kernels: Kernels) -> nn.Module:
-    """The config's norm over the last dimension, with weights."""
-    if config.norm == "rms_norm":
+def build_norm(
+    config: RetentionConfig, width: int, kernels: Kernels, rms: bool | None = None
+) -> nn.Module:
+    """The config's norm over the last dimension, with weights; `rms` overrules its kind."""
+    if rms if rms is not None else config.norm == "rms_norm":
         return RMSNorm(width, config.norm_eps, kernels.rms_norm)
     return nn.LayerNorm(width, eps=config.norm_eps)
 
 
-def head_norm(x: Tensor, config: RetentionConfig, kernels: Kernels) -> Tensor:
-    """Normalizes each head's output by itself, without weights: x [B, T, H, V] -> [B, T, H, V].
+class HeadNorm(nn.Module):
+    """Normalizes each head's output by itself: [B, T, H, V] -> [B, T, H, V], in float32 or better.
 
-    (The paper's GroupNorm; LayerNorm or RMSNorm over V as the config's norm is.) In float32 or
-    better.
+    The paper's GroupNorm; LayerNorm or RMSNorm over V as the config's norm is. Without weights, or
+    with one weight [V] for all heads (`head_norm_affine`).
     """
-    if config.norm == "rms_norm":
-        return kernels.rms_norm(x, None, config.groupnorm_eps)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return nn.functional.layer_norm(wide, x.shape[-1:], eps=config.groupnorm_eps).to(x.dtype)
+
+    def __init__(self, config: RetentionConfig, kernels: Kernels) -> None:
+        super().__init__()
+        width = config.value_dim // config.num_heads
+        self.rms_norm = kernels.rms_norm if config.norm == "rms_norm" else None
+        self.eps = config.groupnorm_eps
+        self.weight = nn.Parameter(torch.ones(width)) if config.head_norm_affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rms_norm is not None:
+            return self.rms_norm(x, self.weight, self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        weight = None if self.weight is None else self.weight.to(wide.dtype)
+        return nn.functional.layer_norm(wide, x.shape[-1:], weight, eps=self.eps).to(x.dtype)

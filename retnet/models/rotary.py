@@ -11,13 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retnet.models.configuration import RetentionConfig
 
-def rotation_frequencies(key_dim: int, device: torch.device | None = None) -> Tensor:
-    """theta_i = 10000^(-i / (K/2 - 1)), i = 0 .. K/2 - 1, in radians per token; float64 [K/2].
 
-    The end point is included, unlike in RoPE (torchscale's RetNetRelPos).
-    """
-    return 10000.0 ** -torch.linspace(0, 1, key_dim // 2, dtype=torch.float64, device=device)
+def rotation_frequencies(
+    key_dim: int, rope: bool = False, device: torch.device | None = None
+) -> Tensor:
+    """Radians per token, float64 [K/2]: theta_i = 10000^(-i / (K/2 - 1)), i = 0 .. K/2 - 1, the end
+    point included (torchscale's RetNetRelPos), or, with `rope`, 10000^(-2i / K)
+    (arXiv:2104.09864, section 3.2.2)."""
+    if rope:
+        exponents = torch.arange(0, key_dim, 2, dtype=torch.float64, device=device) / key_dim
+    else:
+        exponents = torch.linspace(0, 1, key_dim // 2, dtype=torch.float64, device=device)
+    return 10000.0**-exponents
 
 
 def log_decays(
@@ -44,19 +51,20 @@ def token_positions(
 ) -> Tensor:
     """Each token's position within its document, int64 [B or 1, T]; a masked token takes none.
 
-    past [B]: tokens of the running document seen in earlier pieces; segment_start [B, T], mask [B,
-    T]: as in `retnet.kernels.reference` (where a segment_start is negative it already counts the
-    past).
+    past [B]: tokens of the running document seen in earlier pieces, or None; segment_start [B, T],
+    mask [B, T]: as in `retnet.kernels.reference`. A document that began before this piece goes on
+    at `past`, or, where nothing is known of the past, as if none of its tokens had been masked.
     """
-    index = torch.arange(time, device=device)[None]  # [1, T]
-    if segment_start is None:
-        count = index if mask is None else mask.long().cumsum(dim=1) - 1
-        return count if past is None else count + past[:, None]
     if mask is None:
-        return index - segment_start
-    seen = torch.nn.functional.pad(mask.long().cumsum(dim=1), (1, 0))  # [B, T+1], before each token
+        count = torch.arange(time, device=device)[None]  # [1, T]: tokens before each one
+    else:
+        count = mask.long().cumsum(dim=1) - 1  # [B, T]
+    if segment_start is None:
+        return count if past is None else count + past[:, None]
     start = segment_start.long()
-    return seen[:, 1:] - 1 - seen.gather(1, start.clamp(min=0)) - start.clamp(max=0)
+    before = start if mask is None else (count + 1 - mask.long()).gather(1, start.clamp(min=0))
+    earlier = -start if past is None else past[:, None]
+    return torch.where(start < 0, count + earlier, count - before)
 
 
 @dataclass(frozen=True)
@@ -68,31 +76,35 @@ class Positions:
     sin: Tensor
     "[B or 1, T, 1, K/2]"
     query_scale: Tensor
-    "[B or 1, T, H, 1]: K^-1/2 Z_n^-1/2"
+    "[B or 1, T, H, 1]: K^-1/2 Z_n^-1/2, or K^-1/2 where the config has no score_norm"
     log_decay: Tensor
     "[H]"
     segment_start: Tensor | None
     "[B, T]"
     mask: Tensor | None
     "[B, T]"
+    interleaved: bool
+    "Whether pairs are (2i, 2i+1) or (i, i + K/2)."
 
     @staticmethod
     def at(
         position: Tensor,
-        key_dim: int,
-        log_decay: Tensor,
+        config: RetentionConfig,
         dtype: torch.dtype,
         segment_start: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> "Positions":
-        """For tokens at `position` [B or 1, T]; `log_decay` float64 [H]; tables in `dtype`.
+        """For tokens at `position` [B or 1, T]; tables in `dtype`.
 
         Z_n = sum_{t=0..n} gamma^t = expm1(log_decay (n+1)) / expm1(log_decay).
         """
-        angle = position[..., None, None].double() * rotation_frequencies(key_dim, position.device)
-        z = torch.expm1(log_decay * (position[..., None] + 1)) / torch.expm1(
-            log_decay
-        )  # [B|1, T, H]
+        device, key_dim = position.device, config.key_dim
+        frequencies = rotation_frequencies(key_dim, config.rope_frequencies, device)
+        angle = position[..., None, None].double() * frequencies  # [B|1, T, 1, K/2]
+        log_decay = log_decays(config.num_heads, config.use_lm_decay, device)
+        z = normalizer(position[..., None] + 1, log_decay)  # [B|1, T, H]
+        if not config.score_norm:
+            z = torch.ones_like(z)
         return Positions(
             cos=angle.cos().to(dtype),
             sin=angle.sin().to(dtype),
@@ -102,15 +114,26 @@ class Positions:
             log_decay=log_decay.to(dtype),
             segment_start=segment_start,
             mask=mask,
+            interleaved=config.rotary_interleaved,
         )
 
     def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q, k [B, T, H, K] -> rotated q * K^-1/2 * Z_n^-1/2 and rotated k, in their own dtype."""
-        scaled = _rotate(q, self.cos, self.sin) * self.query_scale
-        return scaled.to(q.dtype), _rotate(k, self.cos, self.sin).to(k.dtype)
+        scaled = rotate(q, self.cos, self.sin, self.interleaved) * self.query_scale
+        return scaled.to(q.dtype), rotate(k, self.cos, self.sin, self.interleaved).to(k.dtype)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates interleaved pairs (2i, 2i+1) of x [B, T, H, K] by their angles."""
-    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+def normalizer(count: Tensor, log_decay: Tensor) -> Tensor:
+    """Z after `count` tokens of a document: sum_{t < count} gamma^t; shapes broadcast."""
+    return torch.expm1(log_decay * count) / torch.expm1(log_decay)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotates pairs (2i, 2i+1), or (i, i + K/2), of x [..., K] by their angles, in cos's dtype.
+
+    cos, sin: [..., K/2], broadcast against x's other dimensions.
+    """
+    x = x.to(cos.dtype)
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
+    turned = (a * cos - b * sin, b * cos + a * sin)
+    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)

@@ -8,6 +8,7 @@ between steps.
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import SequenceKey, register_pytree_node
 from transformers.cache_utils import Cache
 
 
@@ -39,6 +40,18 @@ class RetentionCache(Cache):
         """False: each forward pass makes new tensors."""
         return False
 
+    @property
+    def is_croppable(self) -> bool:
+        """False: a sum over tokens does not give its last ones back."""
+        return False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raises ValueError."""
+        raise ValueError(
+            f"{tokens_to_remove} tokens were to be taken back, and a recurrent state cannot be "
+            "cropped; keep the state from before them, or generate without an assistant"
+        )
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Makes row i of the batch what row beam_idx[i] was (beam search)."""
         self.batch_select_indices(beam_idx)
@@ -58,3 +71,20 @@ class RetentionCache(Cache):
         self.states = [torch.zeros_like(state) for state in self.states]
         self.position = torch.zeros_like(self.position)
         self.length = 0
+
+
+def _values(cache: RetentionCache) -> list[Tensor | int]:
+    return [*cache.states, cache.position, cache.length]
+
+
+# `torch.export` takes and returns what it can take apart and put together again.
+register_pytree_node(
+    RetentionCache,
+    lambda cache: (_values(cache), None),
+    lambda values, _: RetentionCache(list(values[:-2]), *values[-2:]),
+    flatten_with_keys_fn=lambda cache: (
+        [(SequenceKey(index), value) for index, value in enumerate(_values(cache))],
+        None,
+    ),
+    serialized_type_name=f"{__name__}.RetentionCache",
+)

@@ -8,6 +8,8 @@ so that the stages take the same step: 1 to 3 by DeepSpeed's own wrappers, 0 by 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -139,6 +141,29 @@ def deepspeed_config(
         # torch's fused AdamW runs on the host too; DeepSpeed's own would be compiled at start.
         config["zero_force_ds_cpu_optimizer"] = False
     return config
+
+
+@contextmanager
+def built_in_shards(engine_config: EngineConfig, device: torch.device) -> Iterator[None]:
+    """Around the building of a module: at stage 3 each weight is split over the ranks as soon as
+    its layer is built, so that no rank ever holds the whole; elsewhere nothing. Collective.
+
+    The weights are cast to the resolved dtype. They are rank 0's numbers on every rank, if the
+    module initializes gathered weights (transformers' models do).
+    """
+    if engine_config.stage < 3:
+        yield
+        return
+    import deepspeed
+
+    dtype = resolve_dtype(engine_config.dtype, device)
+    ranks = dist.get_world_size()
+    config: dict[str, Any] = {"train_batch_size": ranks, "zero_optimization": {"stage": 3}}
+    # Its own `dtype` argument built bfloat16 when told float32; the config's keys are obeyed.
+    config |= {"bf16": {"enabled": dtype == torch.bfloat16}}
+    config |= {"fp16": {"enabled": dtype == torch.float16}}
+    with deepspeed.zero.Init(config_dict_or_path=config):
+        yield
 
 
 def start_engine(

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
+PURE = {"z_loss_coeff": 0.0, "label_smoothing": 0.0}
+"""What steadies training is no part of a score."""
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """What the module scored on a set of rows; the same on every rank."""
@@ -34,7 +38,8 @@ def evaluate(engine: DeepSpeedEngine, batches: Iterable[dict[str, Tensor]]) -> E
     """Sums token losses over the batches of all ranks, in float64; collective.
 
     Every rank brings the same number of batches (the module's keyword arguments, `shift_labels`
-    among them); a short rank fills up with rows whose labels are all -100.
+    among them); a short rank fills up with rows whose labels are all -100. The score is pure cross
+    entropy: the module is told to leave out z-loss and label smoothing.
 
     Raises:
         ValueError: there was no target in any batch.
@@ -47,7 +52,7 @@ def evaluate(engine: DeepSpeedEngine, batches: Iterable[dict[str, Tensor]]) -> E
     with torch.random.fork_rng(devices=devices):
         for batch in batches:
             batch = to_device(batch, engine.device)
-            totals[0] += engine(**batch, num_items_in_batch=one).loss
+            totals[0] += engine(**batch, num_items_in_batch=one, **PURE).loss
             totals[1] += (batch["shift_labels"] != IGNORED).sum()
     engine.train(was_training)
     dist.all_reduce(totals)

@@ -60,7 +60,8 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     for name, parameter in module.named_parameters():  # lists a tied weight once
         if not parameter.requires_grad:
             continue
-        group = groups[parameter.ndim < 2 or id(parameter) in embeddings]
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # of a weight that ZeRO-3 has split
+        group = groups[len(shape) < 2 or id(parameter) in embeddings]
         group["params"].append(parameter)
         group["param_names"].append(name)
     return [group for group in groups if group["params"]]

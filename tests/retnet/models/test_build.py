@@ -1,5 +1,4 @@
-"""Presets are what they say, and a model survives the trip to disk and back through the Auto
-classes."""
+"""Presets are what they say, and a `model=` group builds what it describes."""
 
 import re
 from pathlib import Path
@@ -7,10 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from retnet import NucleusXForCausalLM, RetNetConfig, RetNetForCausalLM
+from retnet import NucleusXForCausalLM, RetNetForCausalLM
 from retnet.kernels import select_kernels
 from retnet.models.build import (
     Architecture,
@@ -20,7 +17,6 @@ from retnet.models.build import (
     flops_per_token,
     public_config,
 )
-from retnet.models.export import export_model
 
 PRESETS = sorted((Path(__file__).parents[3] / "configs" / "model").glob("*.yaml"))
 
@@ -46,28 +42,6 @@ def small(**changes) -> ModelConfig:
     return ModelConfig(**sizes | changes)
 
 
-VARIANTS = [
-    dict(),
-    dict(gated=False),
-    dict(architecture=Architecture.nucleus_x),
-    dict(tie_word_embeddings=True),
-]
-
-
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_an_exported_model_loads_through_the_auto_classes_and_generates_the_same(changes, tmp_path):
-    model = build_model(small(**changes), select_kernels(), seed=0).eval()
-    export_model(model.config, model.state_dict(), tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).to_dict()["decoder_embed_dim"] == 32
-    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert type(loaded) is type(model)
-    ids = torch.arange(10)[None]
-    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
-    arguments = dict(max_new_tokens=5, do_sample=False, eos_token_id=None)
-    assert torch.equal(loaded.generate(ids, **arguments), model.generate(ids, **arguments))
-
-
 def test_the_same_seed_builds_the_same_model():
     one, other, third = (build_model(small(), select_kernels(), seed=s) for s in (1, 1, 2))
     for a, b, c in zip(one.parameters(), other.parameters(), third.parameters(), strict=True):
@@ -89,12 +63,3 @@ def test_sizes_that_do_not_divide_name_the_keys():
         small(value_dim=49)
     with pytest.raises(ValueError, match="model.gated=false: NucleusX is always gated"):
         small(architecture=Architecture.nucleus_x, gated=False)
-
-
-def test_a_contradictory_public_config_is_refused():
-    with pytest.raises(StrictDataclassError, match="forward_mode='paralel': needed one of"):
-        RetNetConfig(forward_mode="paralel")
-    with pytest.raises(
-        StrictDataclassError, match="decoder_embed_dim=30 .* decoder_retention_heads=4"
-    ):
-        RetNetConfig(decoder_embed_dim=30, decoder_retention_heads=4, decoder_value_embed_dim=32)

@@ -7,10 +7,8 @@ import torch
 from retnet import (
     NucleusXConfig,
     NucleusXForCausalLM,
-    NucleusXForSequenceClassification,
     RetNetConfig,
     RetNetForCausalLM,
-    RetNetForSequenceClassification,
 )
 
 SIZES = dict(
@@ -101,6 +99,42 @@ def test_a_sequence_cut_anywhere_gives_what_the_whole_gives(model, first, second
         close(a, b)
     assert torch.equal(after.past_key_values.position, whole.past_key_values.position)
     assert after.past_key_values.get_seq_length() == TIME
+
+
+@pytest.mark.parametrize("order", ["pcr", "rpc", "crp"])
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+@pytest.mark.parametrize("padding", ["none", "left", "right", "interior"])
+def test_pieces_in_other_forms_chain_through_padding_and_documents(model, packed, padding, order):
+    """Three pieces, a form each, the state handed on: outputs, state and gradients of one pass."""
+    ids, starts = tokens(), packed_starts()
+    mask = torch.ones(2, TIME, dtype=torch.long)
+    where = {"left": slice(0, 14), "right": slice(25, None), "interior": slice(10, 27)}
+    if padding != "none":
+        mask[1, where[padding]] = 0
+    embeds = model.model.embed_tokens(ids).detach()
+
+    def run(cuts: list[int], modes: list[str]):
+        x, past, logits = embeds.clone().requires_grad_(), None, []
+        for first, last, mode in zip(cuts, cuts[1:], modes, strict=False):
+            out = model(
+                inputs_embeds=x[:, first:last],
+                attention_mask=mask[:, first:last],
+                segment_start=starts[:, first:last] - first if packed else None,
+                past_key_values=past,
+                forward_mode=mode,
+                use_cache=True,
+            )
+            past = out.past_key_values
+            logits.append(out.logits)
+        real = torch.cat(logits, dim=1) * mask[..., None]
+        gradient = torch.autograd.grad(real.square().sum(), x)[0]
+        return real, gradient * mask[..., None], *past.states, past.position
+
+    named = {mode[0]: mode for mode in MODES}
+    whole = run([0, TIME], ["parallel"])
+    pieces = run([0, 11, 24, TIME], [named[letter] for letter in order])
+    for a, b in zip(pieces, whole, strict=True):
+        close(a, b)
 
 
 def test_packed_documents_do_not_see_each_other(model):
@@ -202,94 +236,6 @@ def test_distant_positions_keep_their_angles():
     torch.testing.assert_close(far(20_000), far(5_000_000), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("name", ["retnet with layer norm", "retnet with glu", "nucleus x"])
-def test_the_initial_loss_is_near_that_of_a_uniform_guess(name, tie):
-    model_class, config = VARIANTS[name]
-    config = type(config)(
-        **SIZES | dict(vocab_size=1000, decoder_embed_dim=128), tie_word_embeddings=tie
-    )
-    torch.manual_seed(0)
-    model = model_class(config)
-    ids = torch.randint(0, 1000, (4, 256))
-    loss = model(ids, labels=ids).loss.item()
-    assert abs(loss - torch.log(torch.tensor(1000.0)).item()) < 0.1
-
-
-def test_every_layer_starts_alike():
-    """The published deepnorm loops divided layer l's weights L - l times; ours divides each
-    once."""
-    torch.manual_seed(0)
-    config = NucleusXConfig(**SIZES | dict(decoder_layers=8, decoder_embed_dim=256), deepnorm=True)
-    stds = torch.stack(
-        [x.retention.v_proj.weight.std() for x in NucleusXForCausalLM(config).model.layers]
-    )
-    xavier = 2**-2.5 * (2 / (256 + 48)) ** 0.5 * (8 * 8) ** -0.25
-    torch.testing.assert_close(stds, torch.full_like(stds, xavier), rtol=0.05, atol=0)
-
-
-def test_gradient_checkpointing_changes_no_gradient():
-    model, ids = build("nucleus x"), tokens()
-    model.train()
-
-    def gradients():
-        model.zero_grad()
-        model(ids, labels=ids).loss.backward()
-        return [p.grad.clone() for p in model.parameters()]
-
-    plain = gradients()
-    model.activation_checkpointing_enable()
-    for a, b in zip(gradients(), plain, strict=True):
-        close(a, b)
-
-
-def test_the_loss_is_the_mean_over_targets_or_their_share_of_the_batch(model):
-    ids = tokens()
-    labels = ids.clone()
-    labels[0, :20] = -100
-    out = model(ids, labels=labels)
-    logits, targets = out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    expected = torch.nn.functional.cross_entropy(logits.float(), targets)
-    torch.testing.assert_close(out.loss, expected)
-    count = (targets != -100).sum()
-    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-    share = model(ids, shift_labels=shifted, num_items_in_batch=2 * count).loss
-    torch.testing.assert_close(share, expected / 2)
-
-
-def test_the_z_loss_is_paid_in_training_alone():
-    model, ids = build("nucleus x"), tokens()
-    plain = model(ids, labels=ids).loss
-    model.config.z_loss_coeff = 0.1
-    close(model(ids, labels=ids).loss, plain)
-    squares = model(ids).logits[:, :-1].float().logsumexp(-1).square().mean()
-    torch.testing.assert_close(model.train()(ids, labels=ids).loss, plain + 0.1 * squares)
-
-
 def test_logits_to_keep_keeps_the_last(model):
     ids = tokens()
     close(model(ids, logits_to_keep=3).logits, model(ids).logits[:, -3:])
-
-
-@pytest.mark.parametrize(
-    "model_class, config",
-    [
-        (RetNetForSequenceClassification, RetNetConfig),
-        (NucleusXForSequenceClassification, NucleusXConfig),
-    ],
-)
-def test_classification_reads_the_last_real_token_whatever_the_padding(model_class, config):
-    torch.manual_seed(0)
-    model = model_class(config(**SIZES, num_labels=3, pad_token_id=0)).double().eval()
-    ids = tokens()[:1, :9].clamp(min=1)
-    alone = model(ids).logits
-    pad, ones = torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 9, dtype=torch.long)
-    close(model(torch.cat((ids, pad), 1)).logits, alone)
-    close(model(torch.cat((ids, pad), 1), attention_mask=torch.cat((ones, pad), 1)).logits, alone)
-    close(model(torch.cat((pad, ids), 1), attention_mask=torch.cat((pad, ones), 1)).logits, alone)
-    assert model(ids, labels=torch.tensor([2])).loss > 0
-    model.config.pad_token_id = None
-    with pytest.raises(
-        ValueError, match="a batch of 2 needs an attention_mask or config.pad_token_id"
-    ):
-        model(ids.repeat(2, 1))

@@ -35,9 +35,15 @@ class SmallModel(nn.Module):
         self.register_buffer("scale", torch.tensor(0.1234567))
 
     def forward(
-        self, input_ids: Tensor, shift_labels: Tensor, num_items_in_batch: Tensor
+        self,
+        input_ids: Tensor,
+        shift_labels: Tensor,
+        num_items_in_batch: Tensor,
+        z_loss_coeff: float | None = None,
+        label_smoothing: float | None = None,
     ) -> Output:
-        """Adds the token losses up and divides by `num_items_in_batch`; ids are [b, T]."""
+        """Adds the token losses up and divides by `num_items_in_batch`; ids are [b, T]. It has no
+        z-loss and no label smoothing that could be left out."""
         hidden = self.embedding(input_ids)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             hidden = hidden + self.dropout(torch.tanh(layer(norm(hidden))))
@@ -51,10 +57,10 @@ class Spoiled(SmallModel):
     that is nan where it begins with the token 1."""
 
     def forward(
-        self, input_ids: Tensor, shift_labels: Tensor, num_items_in_batch: Tensor
+        self, input_ids: Tensor, shift_labels: Tensor, num_items_in_batch: Tensor, **kwargs: float
     ) -> Output:
         """As above; the square root has the value 0 and an infinite slope at 0."""
-        loss = super().forward(input_ids, shift_labels, num_items_in_batch).loss
+        loss = super().forward(input_ids, shift_labels, num_items_in_batch, **kwargs).loss
         if bool((input_ids[:, 0] == 0).any()):
             weight = self.layers[0].weight.float()
             loss = loss + ((weight - weight.detach()).sum() ** 2).sqrt()

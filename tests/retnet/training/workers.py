@@ -15,6 +15,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+import retnet
 from retnet.training.checkpoint import load_checkpoint, save_checkpoint
 from retnet.training.engine import EngineConfig, Precision, gather_weights, start_engine
 from retnet.training.evaluate import evaluate
@@ -33,11 +34,12 @@ ROWS = 8
 RATE = 1e-2
 LAYOUTS = [(0, False), (1, False), (2, False), (3, False), (2, True)]  # stage, offload
 DTYPES = [Precision.float32, Precision.bfloat16]
+ZERO3 = {"train_batch_size": ROWS, "zero_optimization": {"stage": 3}}
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, weight_decay=0.1, gradient_clipping=0.5)
 
 
 def start(
-    module: SmallModel, stage: int, offload: bool, dtype: Precision, accumulation: int
+    module: torch.nn.Module, stage: int, offload: bool, dtype: Precision, accumulation: int
 ) -> deepspeed.DeepSpeedEngine:
     """An engine over `ROWS` rows a step."""
     return start_engine(
@@ -139,8 +141,9 @@ def resumed(folder: Path) -> dict[Any, Any]:
     return found
 
 
-def evaluated(folder: Path) -> dict[Any, Any]:
-    """Four steps with dropout, with and without evaluations in between."""
+def evaluated(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Four steps with dropout, with and without evaluations in between; and the score of a fresh
+    NucleusX of the config fields given."""
     found = {}
     for stage, offload in LAYOUTS:
         for often in (False, True):
@@ -160,6 +163,29 @@ def evaluated(folder: Path) -> dict[Any, Any]:
                 "same_numbers": same_numbers,
             }
             engine.destroy()
+    torch.manual_seed(0)
+    model = retnet.NucleusXForCausalLM(retnet.NucleusXConfig(**fields))
+    engine = start(model, 2, False, Precision.float32, 1)
+    mine = share(global_batch(99, 4), dist.get_rank(), dist.get_world_size(), 1)
+    return {"layouts": found, "score": evaluate(engine, mine)}
+
+
+def built_in_shards(folder: Path, models: dict[str, list[Any]]) -> dict[str, Any]:
+    """Models (class, config fields, dtype) built inside `deepspeed.zero.Init`: how many numbers of
+    its parameters a rank then held, the gathered weights, and whether the head is the embedding."""
+    found = {}
+    for variant, (kind, fields, dtype) in models.items():
+        model_class = getattr(retnet, kind)
+        config = ZERO3 | {"bf16": {"enabled": dtype == "bfloat16"}}
+        torch.manual_seed(0)
+        with deepspeed.zero.Init(config_dict_or_path=config):
+            model = model_class(model_class.config_class(**fields))
+        held = sum(parameter.numel() for parameter in model.parameters())
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
+        head = getattr(model, "lm_head", None)
+        tied = head is not None and head.weight is model.model.embed_tokens.weight
+        found[variant] = {"held": held, "weights": weights, "tied": tied}
     return found
 
 
