@@ -23,7 +23,13 @@ def published_interface(forward: Callable) -> Callable:
     """Lets `forward` of a model take `OLDER_NAMES` and `return_dict` (None: the config's; False:
     a tuple without what is None), all by keyword."""
     own = inspect.signature(forward)
-    parameters = list(own.parameters.values())
+    # transformers' Trainer evaluates a loss only where a batch has every parameter that says
+    # "label", so the signature shows one.
+    parameters = [
+        parameter
+        for name, parameter in own.parameters.items()
+        if "label" not in name or name == "labels"
+    ]
     last = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     parameters[last:last] = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
