@@ -76,6 +76,10 @@ class DecoderModel(RetentionPreTrainedModel):
         """kernels: chosen by `select_kernels`; None takes what is best on the CPU."""
         super().__init__(config)
         kernels = kernels or select_kernels()
+        if not isinstance(kernels, Kernels):
+            raise TypeError(
+                f"kernels is a {type(kernels).__name__}; needed what select_kernels makes"
+            )
         # No padding_idx: where pad is eos, it would keep the eos embedding at zero for ever.
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
@@ -99,6 +103,7 @@ class DecoderModel(RetentionPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         forward_mode: str | None = None,
         recurrent_chunk_size: int | None = None,
         segment_start: Tensor | None = None,
@@ -114,6 +119,9 @@ class DecoderModel(RetentionPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given.ndim < 2 or given.shape[1] < 1:
+            raise ValueError(f"needed at least one token in [B, T], got {list(given.shape)}")
         config = self.config
         form = Form(
             forward_mode or config.forward_mode,

@@ -35,6 +35,11 @@ class RetentionGenerationMixin(GenerationMixin):
                 f"cache_implementation={wanted.cache_implementation!r}: this model carries a "
                 "state of constant size and no other cache; leave cache_implementation out"
             )
+        if wanted.output_attentions or self.config.output_attentions:
+            raise ValueError(
+                "output_attentions: generation decodes recurrently, and only the parallel form has "
+                "scores; set config.output_attentions=False and leave output_attentions out"
+            )
         mode = wanted.get_generation_mode(kwargs.get("assistant_model"))
         if mode in NEEDS_CROPPING:
             raise ValueError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from retnet.kernels import Kernels
+from retnet.kernels.linear_cross_entropy import IGNORED, linear_cross_entropy
 from retnet.models.configuration import RetentionConfig
 from retnet.models.decoder import DecoderModel
 from retnet.models.generate import RetentionGenerationMixin
@@ -15,7 +16,7 @@ from retnet.models.interface import (
     published_interface,
 )
 from retnet.models.layers import Linear
-from retnet.models.loss import IGNORED, causal_lm_loss
+from retnet.models.loss import causal_lm_loss, per_target
 from retnet.models.pretrained import RetentionPreTrainedModel
 from retnet.models.state import RetentionCache
 
@@ -45,6 +46,7 @@ class DecoderForCausalLM(RetentionGenerationMixin, RetentionPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         forward_mode: str | None = None,
         recurrent_chunk_size: int | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -56,28 +58,34 @@ class DecoderForCausalLM(RetentionGenerationMixin, RetentionPreTrainedModel):
     ) -> RetentionCausalLMOutputWithPast:
         """As `DecoderModel.forward`, plus logits [B, T, vocabulary] and, with targets, the loss.
 
-        labels [B, T]: the input ids, shifted here (-100: ignored); or shift_labels [B, T]: each
-        position's target itself. The loss is the mean over targets, or their sum /
-        num_items_in_batch; z_loss_coeff and label_smoothing are the config's unless given.
-        logits_to_keep: only the last so many positions' logits (0: all), or the positions
-        themselves.
+        labels [B, T]: the input ids, shifted here (-100: ignored). shift_labels [B, T] in place of
+        them: each position's target itself; then all logits are never made and `logits` is None.
+        The loss is the mean over targets, or their sum / num_items_in_batch; z_loss_coeff and
+        label_smoothing are the config's unless given. logits_to_keep: only the last so many
+        positions' logits (0: all), or the positions themselves.
         """
-        outputs = dict(
-            self.model(
-                input_ids,
-                attention_mask,
-                past_key_values,
-                inputs_embeds,
-                use_cache,
-                output_attentions,
-                output_hidden_states,
-                forward_mode,
-                recurrent_chunk_size,
-                segment_start,
-                return_dict=True,
-            )
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            True,
+            forward_mode,
+            recurrent_chunk_size,
+            segment_start,
         )
-        hidden = outputs.pop("last_hidden_state")
+        hidden = outputs.last_hidden_state
+        config = self.config
+        z_loss_coeff = config.z_loss_coeff if z_loss_coeff is None else z_loss_coeff
+        smoothing = config.label_smoothing if label_smoothing is None else label_smoothing
+        if labels is None and shift_labels is not None and isinstance(self.lm_head, nn.Linear):
+            rows, head, targets = hidden.flatten(0, 1), self.lm_head.weight, shift_labels.flatten()
+            total = linear_cross_entropy(rows, head, targets, z_loss_coeff, smoothing)
+            loss = per_target(total, shift_labels, num_items_in_batch)
+            return RetentionCausalLMOutputWithPast(loss=loss, **outputs.rest())
         last = isinstance(logits_to_keep, int)
         keep = slice(-logits_to_keep or None, None) if last else logits_to_keep
         logits = self.lm_head(hidden[:, keep])
@@ -85,15 +93,9 @@ class DecoderForCausalLM(RetentionGenerationMixin, RetentionPreTrainedModel):
             shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
         loss = None
         if shift_labels is not None:
-            config = self.config
-            loss = causal_lm_loss(
-                logits,
-                shift_labels[:, keep],
-                num_items_in_batch,
-                config.z_loss_coeff if z_loss_coeff is None else z_loss_coeff,
-                config.label_smoothing if label_smoothing is None else label_smoothing,
-            )
-        return RetentionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
+            targets = shift_labels[:, keep]
+            loss = causal_lm_loss(logits, targets, num_items_in_batch, z_loss_coeff, smoothing)
+        return RetentionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs.rest())
 
 
 class DecoderForSequenceClassification(RetentionPreTrainedModel):
@@ -121,30 +123,30 @@ class DecoderForSequenceClassification(RetentionPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         forward_mode: str | None = None,
         recurrent_chunk_size: int | None = None,
     ) -> RetentionClassifierOutputWithPast:
         """As `DecoderModel.forward`; logits [B, labels], read at each row's last real token: the
         last one that the mask keeps or, without a mask, the last one that is not `pad_token_id`.
+        Padding on the left needs the mask, or it is read as text.
 
         labels: [B] integers (cross entropy), [B, labels] zeros and ones (binary cross entropy), or
         [B] or [B, labels] numbers (mean squared error), as config.problem_type says.
         """
-        outputs = dict(
-            self.model(
-                input_ids,
-                attention_mask,
-                past_key_values,
-                inputs_embeds,
-                use_cache,
-                output_attentions,
-                output_hidden_states,
-                forward_mode,
-                recurrent_chunk_size,
-                return_dict=True,
-            )
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            True,
+            forward_mode,
+            recurrent_chunk_size,
         )
-        hidden = outputs.pop("last_hidden_state")
+        hidden = outputs.last_hidden_state
         last = self.last_token(hidden, input_ids, attention_mask)
         logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last])
         loss = None
@@ -155,7 +157,7 @@ class DecoderForSequenceClassification(RetentionPreTrainedModel):
                 pooled_logits=logits,
                 config=self.config,
             )
-        return RetentionClassifierOutputWithPast(loss=loss, logits=logits, **outputs)
+        return RetentionClassifierOutputWithPast(loss=loss, logits=logits, **outputs.rest())
 
     def last_token(
         self, hidden: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None

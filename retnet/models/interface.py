@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
@@ -20,9 +21,10 @@ OLDER_NAMES = {
 
 
 def published_interface(forward: Callable) -> Callable:
-    """Lets `forward` of a model take `OLDER_NAMES` and `return_dict` (None: the config's; False:
-    a tuple without what is None), all by keyword."""
+    """Lets `forward` of a model take `OLDER_NAMES` too, by keyword, and answers as its argument
+    `return_dict` asks (None: the config's; False: a tuple without what is None)."""
     own = inspect.signature(forward)
+    place = list(own.parameters).index("return_dict")
     # transformers' Trainer evaluates a loss only where a batch has every parameter that says
     # "label", so the signature shows one.
     parameters = [
@@ -30,18 +32,16 @@ def published_interface(forward: Callable) -> Callable:
         for name, parameter in own.parameters.items()
         if "label" not in name or name == "labels"
     ]
-    last = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    parameters[last:last] = [
+    parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        for name in ("return_dict", *OLDER_NAMES)
+        for name in OLDER_NAMES
     ]
 
     @wraps(forward)
-    def with_published_names(
-        self: Any, *args: Any, return_dict: bool | None = None, **kwargs: Any
-    ) -> Any:
+    def with_published_names(self: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = forward(self, *args, **current_names(kwargs))
-        in_dict = self.config.return_dict if return_dict is None else return_dict
+        asked = args[place - 1] if len(args) >= place else kwargs.get("return_dict")
+        in_dict = self.config.return_dict if asked is None else asked
         return outputs if in_dict else outputs.to_tuple()
 
     with_published_names.__signature__ = own.replace(parameters=parameters)
@@ -53,11 +53,14 @@ def current_names(arguments: dict[str, Any]) -> dict[str, Any]:
     given and say different things."""
     current = {name: value for name, value in arguments.items() if name not in OLDER_NAMES}
     for older, name in OLDER_NAMES.items():
-        value = arguments.get(older)
+        value, given = arguments.get(older), current.get(name)
         if value is None:
             continue
-        given = current.get(name)
-        if given is not None and given is not value and given != value:
+        if isinstance(value, Tensor) and isinstance(given, Tensor):
+            agree = value is given or torch.equal(value, given)
+        else:
+            agree = given is None or value == given
+        if not agree:
             raise ValueError(f"{older} is an older name of {name}; pass {name} alone")
         current[name] = value
     return current
@@ -81,6 +84,10 @@ class RetentionOutputWithPast(_OneTuple, ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     retentions: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+    def rest(self) -> dict[str, Any]:
+        """What a head hands on: all but last_hidden_state."""
+        return {name: value for name, value in self.items() if name != "last_hidden_state"}
 
 
 @dataclass

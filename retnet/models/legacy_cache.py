@@ -7,9 +7,10 @@ The published caches are a sequence with one entry a layer:
     (kv, Z, n)                                       NucleusX
 
 with kv = S^T K^-1/2 Z^-1/2 [B, H, V, K] and Z [H] or [B or 1, H, 1, 1] the normalizer after the
-last token, as their parallel and recurrent forms write them (their chunkwise forms store another
-scale, with which they cannot decode either). n counts padding; Z does not. Keys in S are rotated by
-their index in the padded row, so S is turned back by the padding. Ours: S and the position.
+last token, as their parallel and recurrent forms write them. (Their chunkwise forms, and torchscale
+before August 2023, store another scale, and nothing in a cache tells.) n counts padding; Z does
+not. Keys in S are rotated by their index in the padded row, so S is turned back by the padding.
+Ours: S and the position.
 """
 
 import torch
@@ -50,6 +51,13 @@ def _from_published(
             "published cache: per layer (kv, scale, seqlen) or a dict of prev_key_value, scale "
             "and, where it was kept, seqlen"
         )
+    wide = (config.num_heads, config.value_dim // config.num_heads, config.key_dim)
+    for kv, scale, _ in layers:
+        if tuple(kv.shape[1:]) != wide or scale.numel() % config.num_heads:
+            raise ValueError(
+                f"past_key_values holds kv {list(kv.shape)} with scale {list(scale.shape)}; the "
+                f"model needs kv [B, {', '.join(map(str, wide))}] with scale [{wide[0]}]"
+            )
     kv, scale, length = layers[0]
     length, position = _count(config, kv, scale, length, attention_mask, x.shape[1])
     log_decay = log_decays(config.num_heads, config.use_lm_decay, x.device)

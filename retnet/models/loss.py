@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-IGNORED = -100
-"""The target of a position that does not count, torch's convention."""
+from retnet.kernels.linear_cross_entropy import IGNORED
 
 
 def causal_lm_loss(
@@ -34,7 +33,11 @@ def causal_lm_loss(
     if z_loss_coeff:
         log_z = logits.logsumexp(-1).masked_fill(targets == IGNORED, 0)
         total = total + z_loss_coeff * log_z.square().sum()
-    if num_items_in_batch is None:
-        num_items_in_batch = (targets != IGNORED).sum()
-    # Without targets the sum is 0 and so may be their number.
-    return total / (num_items_in_batch + (num_items_in_batch == 0))
+    return per_target(total, targets, num_items_in_batch)
+
+
+def per_target(total: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """A sum over targets divided by `count`, or by their number; 0 where there is none."""
+    if count is None:
+        count = (targets != IGNORED).sum()
+    return total / (count + (count == 0))

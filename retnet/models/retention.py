@@ -5,6 +5,7 @@ y = W_o( swish(W_g x) * norm_per_head(o) )   (arXiv:2307.08621, equation 8)
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from retnet.kernels import Kernels
@@ -79,7 +80,8 @@ class MultiScaleRetention(nn.Module):
             retain = self.kernels.retention_parallel
         else:
             retain = self.kernels.retention_recurrent
-        o, state = retain(q, k, v, *where, **asked)
+        with torch.autocast(x.device.type, enabled=False):  # it would cast the state
+            o, state = retain(q, k, v, *where, **asked)
         o = self.group_norm(o).flatten(-2)  # [B, T, H * V]
         y = self.out_proj(nn.functional.silu(self.g_proj(x)) * o)
         scores = None

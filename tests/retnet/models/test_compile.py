@@ -49,7 +49,7 @@ def results(forward, model, given: dict) -> dict[str, torch.Tensor]:
     out = forward(**given)
     out.loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    found |= dict(loss=out.loss, logits=out.logits)
+    found |= {name: out[name] for name in ("loss", "logits") if name in out}
     if out.past_key_values is not None:
         found |= {f"state {i}": x for i, x in enumerate(out.past_key_values.states)}
     return found

@@ -219,3 +219,11 @@ def test_another_cache_is_refused(model, name, given):
         asked = dict(generation_config=GenerationConfig(**asked))
     with pytest.raises(ValueError, match=f"cache_implementation='{name}'"):
         model.generate(prompt(), max_new_tokens=3, **asked)
+
+
+@pytest.mark.parametrize("given", ["argument", "config"])
+def test_scores_of_a_recurrent_decoding_are_refused_at_the_door(model, given):
+    model.config.output_attentions = given == "config"
+    asked = dict(output_attentions=True) if given == "argument" else {}
+    with pytest.raises(ValueError, match="config.output_attentions=False"):
+        model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, **asked)

@@ -75,13 +75,16 @@ def test_older_names_mean_the_same(model):
     then = model(ids, retention_mask=mask, forward_impl="parallel", output_retentions=True)
     assert torch.equal(first(now), first(then))
     assert torch.equal(now.retentions[0], then.retentions[0])
-    both = model(ids, attention_mask=mask, retention_mask=mask, forward_impl="parallel")
+    both = model(ids, attention_mask=mask, retention_mask=mask.clone(), forward_impl="parallel")
     assert torch.equal(first(both), first(now))
 
 
 def test_two_names_that_disagree_are_refused(model):
     with pytest.raises(ValueError, match="forward_impl is an older name of forward_mode"):
         model(tokens(), forward_mode="parallel", forward_impl="chunkwise")
+    with pytest.raises(ValueError, match="retention_mask is an older name of attention_mask"):
+        ids = tokens()
+        model(ids, attention_mask=torch.ones_like(ids), retention_mask=torch.zeros_like(ids))
     with pytest.raises(TypeError, match="rotation"):
         model(tokens(), rotation=True)
 
@@ -96,6 +99,16 @@ def test_a_tuple_holds_what_there_is_in_the_published_order(model):
     assert len(plain[2]) == SIZES["decoder_layers"] + 1
     assert torch.equal(plain[3][1], named.retentions[1])
     assert len(model(tokens(), use_cache=False, return_dict=False)) == 1
+
+
+def test_arguments_may_be_given_in_the_documented_order():
+    model, ids = build("RetNetForCausalLM"), tokens()
+    mask = torch.ones_like(ids)
+    given = (ids, mask, None, None, ids, True, True, True, False, "parallel", 4, 5)
+    loss, logits, cache, hidden, retentions = model(*given)
+    named = model(ids, labels=ids, output_hidden_states=True)
+    torch.testing.assert_close(logits, named.logits[:, -5:])
+    assert len(hidden) == 3 and len(retentions) == 2 and cache.length == 20
 
 
 def test_the_loss_comes_first_in_a_tuple():
@@ -196,6 +209,13 @@ def test_bad_arguments_are_answered_with_a_sentence(arguments, sentence):
         build("RetNetForCausalLM")(tokens(), **arguments)
 
 
+def test_no_tokens_and_no_kernels_are_answered_with_a_sentence():
+    with pytest.raises(ValueError, match=r"at least one token in \[B, T\], got \[2, 0\]"):
+        build("RetNetModel")(tokens()[:, :0])
+    with pytest.raises(TypeError, match="kernels is a Embedding; needed what select_kernels makes"):
+        build("RetNetModel", kernels=torch.nn.Embedding(53, 32))
+
+
 def test_the_state_is_small_float32_and_made_only_when_asked_for(model):
     model = model.bfloat16()
     for mode in ("parallel", "chunkwise", "recurrent"):
@@ -206,6 +226,20 @@ def test_the_state_is_small_float32_and_made_only_when_asked_for(model):
         assert model(tokens(), forward_mode=mode, use_cache=False).past_key_values is None
     assert model(tokens()).past_key_values is not None
     assert model.train()(tokens()).past_key_values is None
+
+
+@pytest.mark.parametrize("mode", ["parallel", "chunkwise", "recurrent"])
+def test_autocast_leaves_the_state_in_float32(mode):
+    """The state adds up over a document; only the products before it may be narrow."""
+    model = build("NucleusXForCausalLM").float()
+    exact = model(tokens(), forward_mode=mode, use_cache=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(tokens(), forward_mode=mode, use_cache=True)
+    for state, want in zip(out.past_key_values.states, exact.past_key_values.states, strict=True):
+        assert state.dtype == torch.float32
+        torch.testing.assert_close(state, want, rtol=0.1, atol=0.1)
+        assert not torch.equal(state, state.bfloat16().float())
+    torch.testing.assert_close(out.logits.float(), exact.logits, rtol=0.1, atol=0.1)
 
 
 def test_logits_to_keep_takes_a_number_or_positions():

@@ -130,8 +130,9 @@ def test_a_cache_that_cannot_tell_its_length_asks_for_a_mask():
         ((), "past_key_values is a tuple; needed what this model returned"),
         (({"keys": 1, "values": 2},), r"past_key_values holds \['keys', 'values'\] for a layer"),
         ((torch.zeros(2, 2),), "past_key_values holds Tensor for a layer"),
+        (((torch.zeros(1, 4, 12, 8), torch.ones(4), 3),), r"kv \[B, 2, 24, 16\] with scale \[2\]"),
     ],
-    ids=["another library's", "empty", "other keys", "tensors"],
+    ids=["another library's", "empty", "other keys", "tensors", "other heads"],
 )
 def test_another_cache_is_refused(past, sentence):
     model = NucleusXModel(NucleusXConfig(**SIZES)).eval()
