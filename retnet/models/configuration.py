@@ -11,11 +11,23 @@ from functools import wraps
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
-from retnet.models.published import format_keys, our_fields
+from retnet.models.published import FORMATS, format_keys, our_fields, rename
 
 FORWARD_MODES = ("parallel", "chunkwise", "recurrent")
+SIZES = (
+    "vocab_size",
+    "decoder_layers",
+    "decoder_embed_dim",
+    "decoder_retention_heads",
+    "decoder_value_embed_dim",
+    "decoder_ffn_embed_dim",
+    "recurrent_chunk_size",
+)
+SHARES = ("dropout", "activation_dropout", "drop_path_rate", "label_smoothing")
 
 
 def accepts_published(config_class: type) -> type:
@@ -28,7 +40,10 @@ def accepts_published(config_class: type) -> type:
 
     @wraps(own_init)
     def __init__(self: Any, **given: Any) -> None:
-        own_init(self, **our_fields(given, config_class.model_type, known, aliases))
+        try:
+            own_init(self, **our_fields(given, config_class.model_type, known, aliases))
+        except StrictDataclassFieldValidationError as error:  # a wrong type, and no ValueError
+            raise ValueError(str(error)) from error
 
     config_class.__init__ = __init__
     return config_class
@@ -82,10 +97,10 @@ class RetentionConfig(PreTrainedConfig):
     z_loss_coeff: float | int = 0.0
     label_smoothing: float | int = 0.0
     deepnorm: bool = False
-    groupnorm_eps: float = 1e-6
-    initializer_factor: float = 2**-2.5
-    initializer_range: float = 0.02
-    lm_head_initializer_range: float | None = None
+    groupnorm_eps: float | int = 1e-6
+    initializer_factor: float | int = 2**-2.5
+    initializer_range: float | int = 0.02
+    lm_head_initializer_range: float | int | None = None
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = 1
@@ -93,30 +108,55 @@ class RetentionConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.lm_head_initializer_range is None:
-            self.lm_head_initializer_range = self.decoder_embed_dim**-0.5 / 4
         if self._auto_class is None:
             # An exported folder's map to the code that it carries; this class is the package's, and
             # what it saves carries no code.
             kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here too: transformers' own call wraps what is raised
+        if self.lm_head_initializer_range is None:
+            self.lm_head_initializer_range = self.decoder_embed_dim**-0.5 / 4
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
-        """As transformers'; an override of a field counts as written in the dict, whatever its name
-        is there, so that what follows from the one follows from the other."""
-        names = cls.attribute_map
-        known = {field.name for field in fields(cls)} | names.keys() | format_keys(cls.model_type)
-        written = {names.get(key, key): key for key in config_dict}
-        overrides = {
-            written.get(names.get(key, key), key): kwargs.pop(key)
-            for key in (known - {"dtype"}) & kwargs.keys()
-        }
-        return super().from_dict(config_dict | overrides, **kwargs)
+        """As transformers'; overrides of fields count as in `override`."""
+        known = {field.name for field in fields(cls)} | cls.attribute_map.keys()
+        known |= format_keys(cls.model_type)
+        overrides = {key: kwargs.pop(key) for key in (known - {"dtype"}) & kwargs.keys()}
+        return super().from_dict(cls.override(config_dict, overrides), **kwargs)
+
+    @classmethod
+    def override(cls, written: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        """A published config with fields replaced.
+
+        An override counts as written there, whatever the field's name is, so that what follows from
+        the one follows from the other; a field that is not there gets our name, because a format's
+        own would make the config one of that format.
+        """
+        names = dict(cls.attribute_map)
+        for form in FORMATS[cls.model_type]:
+            names |= form.renamed
+        there = {names.get(key, key): key for key in written}
+        return written | rename(rename(overrides, names), there)
 
     def validate_architecture(self):
-        """Raises ValueError on sizes that do not fit together (called by transformers too)."""
+        """Raises ValueError on fields out of range and on sizes that do not fit together (called by
+        transformers too)."""
+        for key in SIZES:
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: needed at least 1")
+        for key in SHARES:
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: needed 0 <= {key} < 1")
+        for key in ("groupnorm_eps", self.attribute_map["norm_eps"]):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"{key}={getattr(self, key)}: needed at least 0")
+        for key in ("is_encoder_decoder", "add_cross_attention"):
+            if getattr(self, key, False):
+                raise ValueError(f"{key}=True: our models are decoders alone; needed {key}=False")
+        if self.activation_fn not in ACT2FN:
+            known = ", ".join(sorted(ACT2FN))
+            raise ValueError(f"activation_fn={self.activation_fn!r}: needed one of {known}")
         check_sizes(
             self.decoder_embed_dim,
             self.decoder_value_embed_dim,
@@ -127,8 +167,6 @@ class RetentionConfig(PreTrainedConfig):
             raise ValueError(
                 f"forward_mode={self.forward_mode!r}: needed one of {', '.join(FORWARD_MODES)}"
             )
-        if self.recurrent_chunk_size < 1:
-            raise ValueError(f"recurrent_chunk_size={self.recurrent_chunk_size}: needed at least 1")
 
     @property
     def key_dim(self) -> int:
@@ -151,6 +189,9 @@ class RetNetConfig(RetentionConfig):
     Z_n^-1/2; head_norm_affine gives the norm over each head's output a weight [V], shared by the
     heads. retention_bias: biases in the retention's projections (torchscale before October 2023).
     use_ffn_rms_norm: RMSNorm inside the plain feed-forward, whatever `norm` is.
+
+    Given here, forward_impl and output_retentions mean a config of syncdoth/RetNet, with its
+    defaults; `from_pretrained` and `from_dict` take them for what they are called here.
     """
 
     model_type = "retnet"
@@ -169,7 +210,7 @@ class RetNetConfig(RetentionConfig):
     rope_frequencies: bool = False
     score_norm: bool = True
     layernorm_embedding: bool = True
-    layernorm_eps: float = 1e-6
+    layernorm_eps: float | int = 1e-6
     no_scale_embedding: bool = True
 
     def __post_init__(self, **kwargs):
@@ -204,7 +245,7 @@ class NucleusXConfig(RetentionConfig):
     score_norm: ClassVar[bool] = True
 
     rms_norm_embedding: bool = True
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: float | int = 1e-6
 
 
 def check_sizes(hidden: int, value: int, heads: int, keys: tuple[str, str, str]) -> None:

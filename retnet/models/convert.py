@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from retnet.models.configuration import NucleusXConfig, RetentionConfig, RetNetConfig
 from retnet.models.nucleus_x import NucleusXForCausalLM, NucleusXForSequenceClassification
-from retnet.models.published import FROM_FAIRSEQ, find_format
+from retnet.models.published import FROM_FAIRSEQ, OURS, find_format
 from retnet.models.retnet import RetNetForCausalLM, RetNetForSequenceClassification
 from retnet.models.weights import (
     decay_families,
@@ -31,6 +31,7 @@ from retnet.models.weights import (
 log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -63,7 +64,11 @@ def convert(
     folder = source if source.is_dir() else source.parent
     files = find_files(source) if source.is_dir() else [source]
     if not files or not files[0].exists():
-        raise OSError(f"{source} holds no model.safetensors and no pytorch_model.bin, and is none")
+        others = sorted(path.name for path in folder.glob("*") if path.suffix in CHECKPOINTS)
+        hint = f"; give the file itself: {source / others[0]}" if source.is_dir() and others else ""
+        raise OSError(
+            f"{source} holds no model.safetensors and no pytorch_model.bin, and is none{hint}"
+        )
     weights = read_weights(files)
     config, form = read_config(source, weights, config_file, overrides or {})
     tensor = next(w for w in weights.values() if w.is_floating_point())
@@ -103,23 +108,44 @@ def read_config(
     if config_file is not None:
         given = json.loads(config_file.read_text())
     else:
-        given = infer_fields(weights)
         said = {key: stored[key] for key in FROM_FAIRSEQ & stored.keys() if stored[key] is not None}
-        overrides = said | overrides
-        named = {RetNetConfig.attribute_map.get(key, key) for key in given | overrides}
-        if "decoder_retention_heads" not in named:
-            raise ValueError(
-                f"{source} does not say how many heads it has and stores no decays; give "
-                "decoder_retention_heads=N or --config FILE"
-            )
-        for key in sorted({"activation_fn", "no_scale_embedding", "layernorm_eps"} - named):
-            log.warning("%s says nothing of %s: torchscale's own default is taken", source, key)
+        given = RetNetConfig.override(infer_fields(weights), said)
     nucleus_x = given.get("model_type") == NucleusXConfig.model_type
     config_class = NucleusXConfig if nucleus_x else RetNetConfig
-    form = find_format(given | overrides, config_class.model_type).name
-    config, unknown = config_class.from_dict(given, return_unused_kwargs=True, **overrides)
-    config_class(**{key: unknown[key] for key in unknown.keys() - {"dtype"}})  # says what is wrong
+    given = config_class.override(given, overrides)
+    form = find_format(given, config_class.model_type).name
+    if config_file is None:
+        ask_for_the_rest(source, given)
+    if form == "torchscale" and given.get("vocab_size") in (None, -1):  # its caller's
+        for name in weights:
+            if our_name(name, "retnet") == "model.embed_tokens.weight":
+                given["vocab_size"] = len(weights[name])
+    config = config_class.from_dict(given)
+    if form != OURS.name and config.retention_bias and "groupnorm_eps" not in given:
+        if config.layernorm_eps != 1e-6:
+            log.warning(
+                "%s does not say which eps its head norm had: layernorm_eps=%g is taken; give "
+                "groupnorm_eps=1e-6 for weights trained between 2023-08-02 and 2023-09-27",
+                source,
+                config.layernorm_eps,
+            )
     return config, form
+
+
+def ask_for_the_rest(source: Path, given: dict[str, Any]) -> None:
+    """Raises ValueError, or warns, for what neither tensors nor arguments in `given` tell."""
+    if "decoder_retention_heads" not in given:
+        raise ValueError(
+            f"{source} does not say how many heads it has and stores no decays; give "
+            "decoder_retention_heads=N or --config FILE"
+        )
+    if not given["decoder_normalize_before"] and "deepnorm" not in given:
+        raise ValueError(
+            f"{source} normalizes after every branch and does not say whether it scales the "
+            "residual; give deepnorm=true or deepnorm=false"
+        )
+    for key in sorted({"activation_fn", "no_scale_embedding", "layernorm_eps"} - given.keys()):
+        log.warning("%s says nothing of %s: torchscale's own default is taken", source, key)
 
 
 def infer_fields(weights: dict[str, Tensor]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ here: weights and their names (`weights.py`).
 import difflib
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 TRANSFORMERS_KEYS = frozenset(
@@ -30,9 +30,9 @@ class Format:
     "Keys that no other format has."
     defaults: Callable[[dict], dict]
     "Its explicit fields, in our names where there are any -> our fields where it is silent."
-    renamed: Mapping[str, str]
+    renamed: Mapping[str, str] = field(default_factory=dict)
     "Its key -> our field, where no alias of our config says so already."
-    supported: Mapping[str, tuple]
+    supported: Mapping[str, tuple] = field(default_factory=dict)
     "Key -> the values that our models can be."
     ignored: frozenset[str] = frozenset()
     "Keys that change nothing that is computed."
@@ -50,7 +50,7 @@ def _gated(given: dict) -> dict:
 
 def _first_torchscale(given: dict) -> dict:
     """torchscale before October 2023 and what was copied from it: biases, LayerNorm, values twice
-    as wide as the hidden size."""
+    as wide as the hidden size. The head norm's eps was 1e-6 for a while (`convert.py` warns)."""
     width = given.get("decoder_embed_dim", 768)
     eps = given.get("layernorm_eps", 1e-5)
     return dict(
@@ -75,6 +75,12 @@ def _torchscale(given: dict) -> dict:
     switches = dict(activation_fn="gelu", layernorm_embedding=False, no_scale_embedding=True)
     tokens = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)  # the dictionary's
     first = given.get("retention_bias", "decoder_value_embed_dim" not in given)
+    if not first and given.get("deepnorm") and given.get("decoder_normalize_before"):
+        raise ValueError(
+            "deepnorm=True with decoder_normalize_before=True: since December 2023 torchscale adds "
+            "branches of the normalized input to a scaled residual, neither DeepNorm nor pre-norm; "
+            "such weights cannot be loaded"
+        )
     variant = _first_torchscale(given) if first else widths | _gated(given)
     form = dict(forward_mode="chunkwise" if given.get("chunkwise_recurrent") else "parallel")
     return sizes | switches | tokens | form | variant
@@ -87,7 +93,9 @@ def _syncdoth(given: dict) -> dict:
     tokens = dict(bos_token_id=None, eos_token_id=0, pad_token_id=0)
     first = "value_factor" in given
     # its plain feed-forward keeps LayerNorm inside while all other norms are RMSNorm
-    variant = _first_torchscale(given) if first else _gated(given) | dict(use_ffn_rms_norm=False)
+    variant = _gated(given) | dict(use_ffn_rms_norm=False)
+    if first:  # transformers ties where a class does not say
+        variant = _first_torchscale(given) | dict(tie_word_embeddings=True)
     heads = dict(decoder_retention_heads=2 if first else 3)
     return sizes | heads | widths | switches | tokens | variant
 
@@ -145,24 +153,24 @@ FORMATS = {
             {
                 "attn_mode": ("chunk", "fused_chunk", "parallel", "fused_recurrent"),
                 "expand_k": (1,),
-                "feature_map": (None,),
-                "use_short_conv": (False,),
-                "use_gk": (False,),
-                "use_gv": (False,),
                 "use_output_gate": (True,),
-                "attn": (None,),
-                "attnres_block_size": (None,),
                 "hidden_act": ("swish",),
-                "use_l2warp": (False,),
+                **dict.fromkeys(_words("feature_map attn attnres_block_size"), (None,)),
+                **dict.fromkeys(_words("use_short_conv use_gk use_gv use_l2warp"), (False,)),
             },
             _words("conv_size share_conv_kernel max_position_embeddings num_key_value_heads"),
         ),
         Format(
+            "syncdoth/RetNet in NucleusX's names",
+            _words("rms_norm_eps rms_norm_embedding"),
+            _nucleus_retnet,
+            {"rms_norm_eps": "layernorm_eps", "rms_norm_embedding": "layernorm_embedding"},
+        ),
+        Format(  # after the one above, which has output_retentions too
             "syncdoth/RetNet",
             _words("forward_impl output_retentions value_factor"),
             _syncdoth,
-            {},
-            {},
+            ignored=_words("disable_fused_ops"),
         ),
         Format(
             "torchscale",
@@ -188,19 +196,10 @@ FORMATS = {
                 "max_rel_pos fsdp ddp_rank"
             ),
         ),
-        Format(
-            "syncdoth/RetNet in NucleusX's names",
-            _words("rms_norm_eps rms_norm_embedding"),
-            _nucleus_retnet,
-            {"rms_norm_eps": "layernorm_eps", "rms_norm_embedding": "layernorm_embedding"},
-            {},
-        ),
     ),
-    "nucleus_x": (
-        Format("NucleusX, first revision", _words("is_decoder subln"), _nucleus_first, {}, {}),
-    ),
+    "nucleus_x": (Format("NucleusX, first revision", _words("is_decoder subln"), _nucleus_first),),
 }
-OURS = Format("Hugging Face", frozenset(), lambda given: {}, {}, {})
+OURS = Format("Hugging Face", frozenset(), lambda given: {})
 FROM_FAIRSEQ = _words(
     "decoder_embed_dim decoder_value_embed_dim decoder_retention_heads decoder_ffn_embed_dim "
     "decoder_layers decoder_normalize_before activation_fn dropout drop_path_rate deepnorm subln "
@@ -234,32 +233,43 @@ def our_fields(
     and for contradictions.
     """
     form = find_format(given, model_type)
-    explicit: dict[str, Any] = {}
-    written: dict[str, str] = {}
+    names = {**aliases, **form.renamed}
     for key, value in given.items():
         if value not in form.supported.get(key, (value,)):
             needed = " or ".join(map(str, form.supported[key]))
             raise ValueError(f"{key}={value!r} ({form.name}): our models need {key}={needed}")
-        ours = form.renamed.get(key, aliases.get(key, key))
-        _refuse_unknown(key, ours, form, fields, aliases)
-        if explicit.setdefault(ours, value) != value:
-            raise ValueError(
-                f"{key}={value!r} and {written[ours]}={explicit[ours]!r} are one field under two "
-                "names; give one of them"
-            )
-        written[ours] = key
+        _refuse_unknown(key, names.get(key, key), form, fields, aliases)
+    explicit = rename(given, names)
     if explicit.get("decoder_ffn_embed_dim", 0) is None:
         del explicit["decoder_ffn_embed_dim"]  # flash-linear-attention: derive it
     if form.name == "torchscale" and explicit.get("use_glu", "decoder_value_embed_dim" in explicit):
         explicit.pop("subln", None)  # written always, and without a meaning for a gated model
+    try:
+        result = form.defaults(explicit) | explicit
+    except TypeError as error:
+        raise ValueError(f"a size in this {form.name} config is no number: {error}") from error
     _refuse_contradictions(explicit)
-    result = form.defaults(explicit) | explicit
     if result.get("deepnorm"):
         result["decoder_normalize_before"] = False
     if result.get("decoder_normalize_before") is False:
         result["subln"] = False
     gone = (form.keys - fields) | {"use_return_dict"} | ({"subln"} - fields)
     return {key: value for key, value in result.items() if key not in gone}
+
+
+def rename(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """`given` under its `names`; ValueError where two keys of it differ over one."""
+    result: dict[str, Any] = {}
+    written: dict[str, str] = {}
+    for key, value in given.items():
+        name = names.get(key, key)
+        if result.setdefault(name, value) != value:
+            raise ValueError(
+                f"{key}={value!r} and {written[name]}={result[name]!r} are one field under two "
+                "names; give one of them"
+            )
+        written[name] = key
+    return result
 
 
 def _refuse_unknown(

@@ -103,6 +103,39 @@ def test_what_cannot_be_is_refused_with_a_sentence(config_class, fields, sentenc
         config_class(**fields)
 
 
+OUT_OF_RANGE = [
+    *((key, 0, "needed at least 1") for key in (*list(PUBLISHED)[:6], "recurrent_chunk_size")),
+    ("decoder_embed_dim", -64, "needed at least 1"),
+    ("dropout", 1, "needed 0 <= dropout < 1"),
+    ("activation_dropout", -0.1, "needed 0 <= activation_dropout < 1"),
+    ("drop_path_rate", 1.5, "needed 0 <= drop_path_rate < 1"),
+    ("label_smoothing", 1.0, "needed 0 <= label_smoothing < 1"),
+    ("groupnorm_eps", -1e-6, "needed at least 0"),
+    ("activation_fn", "swsh", "needed one of .*gelu.*swish"),
+    ("is_encoder_decoder", True, "our models are decoders alone; needed is_encoder_decoder=False"),
+    ("add_cross_attention", True, "our models are decoders alone; needed add_cross_attention=Fal"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "sentence"), OUT_OF_RANGE)
+@pytest.mark.parametrize("config_class", [RetNetConfig, NucleusXConfig])
+def test_a_value_out_of_range_is_refused_under_its_key(config_class, key, value, sentence):
+    with pytest.raises(ValueError, match=f"^{key}={value!r}: {sentence}"):
+        config_class(**{key: value})
+
+
+@pytest.mark.parametrize("config_class", [RetNetConfig, NucleusXConfig])
+def test_an_eps_may_be_an_integer_and_a_wrong_type_is_a_value_error(config_class):
+    config = config_class(groupnorm_eps=0, norm_eps=1)
+    assert config.groupnorm_eps == 0 and config.norm_eps == 1
+    own = config_class.attribute_map["norm_eps"]
+    with pytest.raises(ValueError, match=f"{own}=-1: needed at least 0"):
+        config_class(norm_eps=-1)
+    with pytest.raises(ValueError, match="'decoder_layers'.* expected int, got str"):
+        config_class(decoder_layers="two")
+    config_class(is_encoder_decoder=False, add_cross_attention=False)
+
+
 def test_a_norm_of_another_name_is_refused():
     with pytest.raises(ValueError, match="norm='batch_norm': needed layer_norm or rms_norm"):
         RetNetConfig(norm="batch_norm")
@@ -165,3 +198,24 @@ def test_an_override_counts_as_written_in_the_file(tmp_path):
     assert RetNetConfig.from_pretrained(tmp_path, hidden_size=96).decoder_embed_dim == 96
     with pytest.raises(ValueError, match="deepnorm=True and subln=True"):
         RetNetConfig.from_pretrained(tmp_path, deepnorm=True, subln=True)
+
+
+@pytest.mark.parametrize("config_class", [RetNetConfig, NucleusXConfig])
+def test_an_override_under_an_older_name_does_not_make_it_another_format(config_class, tmp_path):
+    config_class(decoder_layers=2).save_pretrained(tmp_path)
+    expected = config_class(decoder_layers=2, output_attentions=True, forward_mode="recurrent")
+    older = dict(output_retentions=True, forward_impl="recurrent")
+    assert config_class.from_pretrained(tmp_path, **older).to_diff_dict() == expected.to_diff_dict()
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert config_class.from_dict(written, **older).to_diff_dict() == expected.to_diff_dict()
+    with pytest.raises(ValueError, match="are one field under two names"):
+        config_class.from_dict(written, forward_impl="recurrent", forward_mode="parallel")
+
+
+def test_an_override_in_other_formats_words_counts_for_the_field(tmp_path):
+    RetNetConfig(use_glu=True).save_pretrained(tmp_path)
+    config = RetNetConfig.from_pretrained(
+        tmp_path, rms_norm_eps=1e-4, share_decoder_input_output_embed=True, hidden_act="gelu"
+    )
+    changed = dict(layernorm_eps=1e-4, tie_word_embeddings=True, activation_fn="gelu")
+    assert config.to_diff_dict() == RetNetConfig(use_glu=True, **changed).to_diff_dict()

@@ -234,7 +234,7 @@ KNOWN = {"activation_fn": "swish", "no_scale_embedding": False, "layernorm_eps":
 def test_a_file_alone_needs_only_what_its_tensors_do_not_show(tmp_path, caplog):
     convert(torchscale_file(tmp_path / "a.pt"), tmp_path / "ours", KNOWN)
     convert(GOLDEN / "torchscale", tmp_path / "expected")
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not warnings(caplog)
     assert same_files(tmp_path / "ours", tmp_path / "expected")
     # the same from what fairseq stores, and from a config file
     convert(torchscale_file(tmp_path / "b.pt", **KNOWN), tmp_path / "stored")
@@ -246,7 +246,7 @@ def test_a_file_alone_needs_only_what_its_tensors_do_not_show(tmp_path, caplog):
 
 def test_what_is_taken_on_trust_is_said(tmp_path, caplog):
     convert(torchscale_file(tmp_path / "a.pt"), tmp_path / "ours", {"activation_fn": "swish"})
-    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    said = warnings(caplog)
     assert any("says nothing of layernorm_eps" in line for line in said)
     assert any("says nothing of no_scale_embedding" in line for line in said)
 
@@ -289,6 +289,68 @@ def test_what_cannot_be_converted_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="no torchscale weights; give their config with --config"):
         convert(tmp_path / "fla.pt", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({}, True), ({"groupnorm_eps": 1e-5}, False), ({"layernorm_eps": 1e-6}, False)],
+)
+def test_the_doubt_about_the_head_norms_eps_is_said(tmp_path, caplog, arguments, said):
+    torch.save(old_weights(), tmp_path / "old.pt")
+    known = {"activation_fn": "gelu", "no_scale_embedding": False, "layernorm_eps": 1e-5}
+    convert(tmp_path / "old.pt", tmp_path / "ours", known | arguments)
+    lines = [line for line in warnings(caplog) if "give groupnorm_eps=1e-6 for weights" in line]
+    assert len(lines) == said == len(warnings(caplog))
+    assert all("layernorm_eps=1e-05 is taken" in line for line in lines)
+
+
+def test_a_post_norm_checkpoint_must_say_whether_it_is_deepnorm(tmp_path):
+    torch.save(old_weights(deepnorm=True), tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="give deepnorm=true or deepnorm=false"):
+        convert(tmp_path / "old.pt", tmp_path / "ours")
+    for deepnorm in (True, False):
+        target = tmp_path / f"ours-{deepnorm}"
+        convert(tmp_path / "old.pt", target, {"deepnorm": deepnorm})
+        config = AutoModelForCausalLM.from_pretrained(target).config
+        assert config.deepnorm == deepnorm and not config.decoder_normalize_before
+
+
+def test_a_file_in_a_folder_is_asked_for_by_its_name(tmp_path):
+    torchscale_file(tmp_path / "checkpoint_best.pt")
+    with pytest.raises(OSError, match=r"give the file itself: .*checkpoint_best\.pt"):
+        convert(tmp_path, tmp_path / "ours")
+
+
+def test_a_vocabulary_left_to_the_caller_is_the_embeddings_rows(tmp_path):
+    source = Path(copytree(GOLDEN / "torchscale", tmp_path / "source"))
+    fields = json.loads((source / "config.json").read_text()) | {"vocab_size": -1}
+    (source / "config.json").write_text(json.dumps(fields))
+    convert(source, tmp_path / "ours")
+    convert(GOLDEN / "torchscale", tmp_path / "expected")
+    assert same_files(tmp_path / "ours", tmp_path / "expected")
+
+
+@pytest.mark.parametrize(
+    "field", ["decoder_layers=two", "vocab_size=null", "add_cross_attention=1"]
+)
+def test_a_wrong_value_on_the_command_line_is_answered_with_a_sentence(
+    tmp_path, monkeypatch, field
+):
+    arguments = ["convert", str(GOLDEN / "fla"), str(tmp_path / "ours"), field]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit, match=f"convert: .*{field.partition('=')[0]}"):
+        main()
+
+
+def test_an_older_name_on_the_command_line_leaves_the_format_as_it_is(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "retnet.models.convert")
+    convert(GOLDEN / "hf_add_retnet", tmp_path / "ours", {"forward_impl": "chunkwise"})
+    assert "(Hugging Face)" in caplog.messages[-1]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours").config.norm == "layer_norm"
 
 
 def test_the_command_line_says_in_one_line_what_it_read_and_wrote(tmp_path, monkeypatch, caplog):

@@ -89,7 +89,12 @@ def test_a_published_file_and_its_fields_are_the_same_config_of_ours(name, tmp_p
                 use_glu=False,
                 retention_bias=True,
                 groupnorm_eps=1e-5,
+                tie_word_embeddings=True,
             ),
+        ),
+        (
+            SYNCDOTH | {"value_factor": 2, "tie_word_embeddings": False},
+            dict(tie_word_embeddings=False),
         ),
         (
             NEW_TORCHSCALE,
@@ -158,6 +163,68 @@ def test_what_a_format_leaves_unsaid_is_its_own_default(given, expected):
     assert fields_of(config, *expected) == expected
 
 
+SYNCDOTH_FILE = dict(
+    activation_dropout=0.0,
+    activation_fn="gelu",
+    decoder_embed_dim=64,
+    decoder_ffn_embed_dim=96,
+    decoder_layers=2,
+    decoder_normalize_before=True,
+    decoder_retention_heads=2,
+    decoder_value_embed_dim=96,
+    deepnorm=False,
+    drop_path_rate=0.0,
+    dropout=0.0,
+    initializer_range=0.02,
+    is_decoder=True,
+    model_type="retnet",
+    no_scale_embedding=False,
+    output_retentions=False,
+    recurrent_chunk_size=8,
+    subln=True,
+    tie_word_embeddings=False,
+    transformers_version="4.29.1",
+    use_cache=True,
+    use_lm_decay=False,
+    vocab_size=101,
+)
+BRANCHES = dict(
+    main=dict(
+        eos_token_id=0,
+        forward_impl="parallel",
+        layernorm_embedding=True,
+        layernorm_eps=1e-5,
+        pad_token_id=0,
+    ),
+    nucleusx_pr=dict(
+        bos_token_id=1,
+        eos_token_id=2,
+        forward_mode="parallel",
+        groupnorm_eps=1e-6,
+        initializer_factor=2**-2.5,
+        lm_head_initializer_range=0.01,
+        pad_token_id=None,
+        rms_norm_embedding=True,
+        rms_norm_eps=1e-5,
+    ),
+)
+BRANCHES["dev"] = BRANCHES["main"] | dict(disable_fused_ops=True, torch_dtype="bfloat16")
+EXTRAS = [dict(unk_token_id=0), dict(use_ffn_rms_norm=False, use_glu=True, z_loss_coeff=0.0)]
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=["300m", "others"])
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_every_file_of_every_branch_of_syncdoth_loads(branch, extra, tmp_path):
+    written = SYNCDOTH_FILE | BRANCHES[branch] | extra
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.to_diff_dict() == RetNetConfig(**written).to_diff_dict()
+    assert config.use_glu and config.norm == "rms_norm" and config.layernorm_embedding
+    assert config.layernorm_eps == 1e-5
+    assert config.groupnorm_eps == (1e-6 if branch == "nucleusx_pr" else 1e-5)
+    assert config.bos_token_id == (1 if branch == "nucleusx_pr" else None)
+
+
 def test_the_first_revision_of_nucleus_x_has_one_eps():
     assert NucleusXConfig(is_decoder=True, subln=True, rms_norm_eps=1e-5).groupnorm_eps == 1e-5
     assert NucleusXConfig(rms_norm_eps=1e-5).groupnorm_eps == 1e-6
@@ -186,8 +253,13 @@ def test_the_first_revision_of_nucleus_x_has_one_eps():
         (NEW_TORCHSCALE | {"vocab_size": -1}, "vocab_size=-1: .* give vocab_size"),
         (
             NEW_TORCHSCALE | {"deepnorm": True, "decoder_normalize_before": True},
-            "deepnorm=True normalizes after every branch",
+            "neither DeepNorm nor pre-norm; such weights cannot be loaded",
         ),
+        (
+            TORCHSCALE | {"deepnorm": True, "decoder_normalize_before": True},
+            "deepnorm=True normalizes after every branch, .* leave one of them out",
+        ),
+        (TORCHSCALE | {"vocab_size": "many"}, "a size in this torchscale config is no number"),
         (SYNCDOTH | {"moe_freq": 0}, "moe_freq is not a field of this config"),
     ],
 )
