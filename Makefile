@@ -8,7 +8,7 @@ ARGS ?=
 GPUS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count(); print(max(p for p in (0, 1, 2, 4, 8) if p <= n))")
 LAUNCH = $(if $(filter 0,$(GPUS)),DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2,$(BIN)/deepspeed --num_gpus $(GPUS)) --quiet
 
-.PHONY: help setup train test lint format
+.PHONY: help setup train test bench lint format
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -26,6 +26,9 @@ train: $(READY)  ## Train the small default model on this machine, or go on wher
 
 test: $(READY)  ## Prove the laws: every test there is
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY)  ## Measure speed beside attention, Llama and other RetNets: ARGS="c3 c6"
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

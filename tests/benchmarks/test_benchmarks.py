@@ -1,0 +1,126 @@
+"""The bench runs, compares what it says it compares, and counts FLOPs as torch does.
+
+Nothing here asserts a time.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from retnet.kernels import select_kernels
+from retnet.models.build import Architecture, ModelConfig, build_model, flops_per_token
+from tests.benchmarks.measure import (
+    PAIRS,
+    Comparison,
+    Contender,
+    Settings,
+    measure,
+    recorded_flops,
+)
+from tests.benchmarks.peers import open_peers
+from tests.benchmarks.report import table
+
+ROOT = Path(__file__).parents[2]
+CASES = [f"c{number}" for number in (*range(12), 13)]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tests.benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_every_case_runs_and_stands_in_the_table_and_in_the_json(tmp_path):
+    file = tmp_path / "bench.json"
+    done = bench("--quick", "--threads", "1", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    written = json.loads(file.read_text())
+    assert [case["name"] for case in written["cases"]] == CASES
+    for case in written["cases"]:
+        assert f"\n{case['name']}: {case['title']}" in done.stdout
+        for comparison in case["comparisons"]:
+            assert comparison["title"] in done.stdout and not comparison["left_out"]
+            assert len(comparison["rows"]) > 1 and any(row["base"] for row in comparison["rows"])
+            for row in comparison["rows"]:
+                assert row["name"] in done.stdout
+                assert all(math.isfinite(value) and value > 0 for value in row["values"])
+                assert row["error"] is None or row["error"] < 2e-2, (case["name"], row)
+    head = written["head"]
+    assert head["versions"]["torch"] in done.stdout and head["command"] in done.stdout
+
+
+def test_what_is_not_there_is_refused_with_a_sentence(tmp_path):
+    done = bench("c99")
+    assert done.returncode == 2 and "there is no case c99; needed some of c0, c1" in done.stderr
+    with pytest.raises(ValueError, match="--peer other=/x: needed one of torchscale, syncdoth"):
+        open_peers(["other=/x"])
+    with pytest.raises(ValueError, match="needed a checkout of torchscale"):
+        open_peers([f"torchscale={tmp_path}"])
+
+
+def test_contenders_take_turns_on_the_same_fresh_inputs():
+    seen = []
+    contenders = {
+        name: Contender(lambda x, name=name: seen.append((name, x.item())), base=name == "a")
+        for name in "ab"
+    }
+    result = measure(Comparison("", contenders, lambda: (torch.rand(()),)), Settings())
+    turns = len(result.rows[0].values)
+    assert turns == len(result.rows[1].values) >= PAIRS
+    assert [name for name, _ in seen] == ["a", "b"] * (turns + 1)  # one to warm up
+    inputs = [x for _, x in seen]
+    assert inputs[::2] == inputs[1::2] and len(set(inputs)) == turns + 1
+
+
+def test_an_error_is_measured_and_ratios_are_to_the_fastest_base():
+    def check(inputs: tuple, output: float) -> float:
+        return abs(output - 2.0)
+
+    contenders = {
+        name: Contender(lambda value=value: value, base=value < 4, check=check)
+        for name, value in {"a": 3.0, "b": 2.0, "c": 4.0}.items()
+    }
+    rows = measure(Comparison("", contenders), Settings(quick=True)).rows
+    assert [row.error for row in rows] == [1.0, 0.0, 2.0]
+    weighed = {
+        name: Contender(contender.run, contender.base) for name, contender in contenders.items()
+    }
+    rows = measure(Comparison("", weighed, unit="MiB"), Settings()).rows
+    assert [row.ratio_of_medians for row in rows] == [1.5, 1.0, 2.0]
+
+
+def test_a_contender_that_does_not_fit_says_so_in_one_line():
+    contenders = {
+        "small": Contender(lambda: None, base=True),
+        "huge": Contender(lambda: None, memory=2.0**60),
+    }
+    result = measure(Comparison("sizes", contenders), Settings(quick=True))
+    assert [row.name for row in result.rows] == ["small"]
+    (line,) = [line for line in table(result).splitlines() if "huge" in line]
+    assert "left out: it needs about 1073741824 GiB" in line
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_flops_per_token_are_what_torch_records(architecture):
+    """torch counts matrix products alone. In the recurrent form, the definition of the count, k v^T
+    is elementwise: it costs as much as q S, which is counted, forward and backward."""
+    config = ModelConfig(
+        architecture=architecture,
+        vocab_size=53,
+        num_layers=2,
+        hidden_size=32,
+        num_heads=2,
+        value_dim=48,
+        intermediate_size=40,
+    )
+    model, ids = build_model(config, select_kernels(), seed=0), torch.randint(53, (2, 8))
+    recorded = recorded_flops(
+        lambda: model(ids, labels=ids, forward_mode="recurrent", use_cache=False).loss.backward()
+    )
+    elementwise = 6.0 * config.num_layers * (config.hidden_size // 2) * config.value_dim
+    counted = recorded / ids.numel() + elementwise
+    assert counted == pytest.approx(flops_per_token(model), rel=0.02)
