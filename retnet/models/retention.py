@@ -5,8 +5,8 @@ y = W_o( swish(W_g x) * norm_per_head(o) )   (arXiv:2307.08621, equation 8)
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 from retnet.kernels import Kernels
 from retnet.kernels.reference import retention_scores
@@ -80,7 +80,7 @@ class MultiScaleRetention(nn.Module):
             retain = self.kernels.retention_parallel
         else:
             retain = self.kernels.retention_recurrent
-        with torch.autocast(x.device.type, enabled=False):  # it would cast the state
+        with maybe_autocast(x.device.type, enabled=False):  # autocast would cast the state
             o, state = retain(q, k, v, *where, **asked)
         o = self.group_norm(o).flatten(-2)  # [B, T, H * V]
         y = self.out_proj(nn.functional.silu(self.g_proj(x)) * o)

@@ -10,17 +10,9 @@ from retnet import (
     RetNetConfig,
     RetNetForSequenceClassification,
 )
+from tests.retnet.models import small_model
 
-SIZES = dict(
-    vocab_size=53,
-    decoder_layers=2,
-    decoder_embed_dim=32,
-    decoder_retention_heads=2,
-    decoder_value_embed_dim=48,
-    decoder_ffn_embed_dim=40,
-    recurrent_chunk_size=8,
-    pad_token_id=0,
-)
+SIZES = small_model.SIZES | dict(vocab_size=53, pad_token_id=0)
 KINDS = {
     "retnet": (RetNetForSequenceClassification, RetNetConfig),
     "nucleus x": (NucleusXForSequenceClassification, NucleusXConfig),

@@ -8,16 +8,9 @@ import torch
 
 import retnet
 from retnet.kernels import select_kernels
+from tests.retnet.models import small_model
 
-SIZES = dict(
-    vocab_size=53,
-    decoder_layers=2,
-    decoder_embed_dim=32,
-    decoder_retention_heads=2,
-    decoder_value_embed_dim=48,
-    decoder_ffn_embed_dim=40,
-    recurrent_chunk_size=8,
-)
+SIZES = small_model.SIZES | dict(vocab_size=53)
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification")
 CLASSES = [f"{name}{head}" for name in ("RetNet", "NucleusX") for head in HEADS]
 ARGUMENTS = {
@@ -226,6 +219,15 @@ def test_the_state_is_small_float32_and_made_only_when_asked_for(model):
         assert model(tokens(), forward_mode=mode, use_cache=False).past_key_values is None
     assert model(tokens()).past_key_values is not None
     assert model.train()(tokens()).past_key_values is None
+
+
+@pytest.mark.parametrize("mode", ["parallel", "chunkwise", "recurrent"])
+def test_shapes_follow_on_the_meta_device(mode):
+    with torch.device("meta"):
+        model = retnet.RetNetForCausalLM(retnet.RetNetConfig(**SIZES))
+        out = model(torch.zeros(2, 9, dtype=torch.long), forward_mode=mode, use_cache=True)
+    assert out.logits.shape == (2, 9, 53)
+    assert out.past_key_values.states[0].shape == (2, 2, 16, 24)
 
 
 @pytest.mark.parametrize("mode", ["parallel", "chunkwise", "recurrent"])

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from retnet import NucleusXConfig, NucleusXForCausalLM, NucleusXModel, RetNetForCausalLM
 from retnet.models.rotary import log_decays, normalizer, rotate, rotation_frequencies
+from tests.retnet.models import small_model
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 LAYOUTS = {
@@ -19,14 +20,7 @@ LAYOUTS = {
     "hf_add_retnet": "dict of three",
     "nucleusx": "tuple of three",
 }
-SIZES = dict(
-    vocab_size=53,
-    decoder_layers=2,
-    decoder_embed_dim=32,
-    decoder_retention_heads=2,
-    decoder_value_embed_dim=48,
-    decoder_ffn_embed_dim=40,
-)
+SIZES = small_model.SIZES | dict(vocab_size=53)
 
 
 def in_layout(layout: str, kv: torch.Tensor, scale: torch.Tensor, length: int):
