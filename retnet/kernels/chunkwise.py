@@ -2,18 +2,23 @@
 products.
 
 This is the form models train with. It never makes a T x T tensor: scores are [C, C] per chunk, and
-chunk states are joined by one product with a small triangular decay matrix. The same arithmetic as
-`reference.retention_chunkwise`, which defines it. Not here: hand-written backward passes and
-kernels.
+a state is handed from chunk to chunk. The same arithmetic as `reference.retention_chunkwise`, which
+defines it; the backward pass is written out, so that little is kept for it. Not here: kernels for
+one device.
 """
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from retnet.kernels.reference import check_shapes, state_dtype
 
-# Chunk states of one block are joined by an [N+1, N+1] product; longer sequences go block by block,
-# so that memory for states and the cost of joining them stay bounded whatever T is.
+# What a block of chunks may hold: on a CPU what stays in its cache, elsewhere what bounds the
+# memory for states without leaving much of a device idle.
+BLOCK_ELEMENTS = 2**22
 CHUNKS_PER_BLOCK = 64
 
 
@@ -34,147 +39,217 @@ def retention_chunkwise(
     q, k [B, T, H, K]; v [B, T, H, V]; log_decay [H]; state [B, H, K, V] float32 or None;
     segment_start [B, T] and mask [B, T] as in `retnet.kernels.reference`; `chunk_size` in tokens,
     any T. Returns o [B, T, H, V] in v's dtype and, when `return_state`, the state [B, H, K, V]
-    after the last token.
-    Matrix products run in q's dtype, states are joined in float32.
+    after the last token. Gradients flow to q, k, v and the state, once.
+    Matrix products run in q's dtype, states are handed on in float32.
     """
     check_shapes(q, k, v, log_decay, state, segment_start)
-    time = q.shape[1]
-    outputs = []
-    start = 0
-    while start < time:
-        chunk = min(chunk_size, time - start)
-        chunks = min((time - start) // chunk, CHUNKS_PER_BLOCK)
-        piece = slice(start, start + chunks * chunk)
-        whole = chunks * chunk == time
-        o, state = _retain_block(
-            q if whole else q[:, piece],
-            k if whole else k[:, piece],
-            v if whole else v[:, piece],
-            log_decay.to(q.device, state_dtype(v)),
-            state,
-            None if segment_start is None else segment_start[:, piece] - start,
-            None if mask is None else mask[:, piece],
-            chunk,
-        )
-        outputs.append(o)
-        start = piece.stop
-    o = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    if mask is not None:
+        k = k * mask[..., None, None]  # a masked token is seen by nobody
+    log_decay = log_decay.to(q.device, state_dtype(v))
+    if state is None:
+        state = v.new_zeros(len(v), v.shape[2], k.shape[-1], v.shape[-1], dtype=state_dtype(v))
+    o, state = _Retention.apply(q, k, v, state, log_decay, segment_start, mask, chunk_size)
+    if mask is not None:
+        o = o * mask[..., None, None]
     return o, state if return_state else None
 
 
-def _retain_block(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    state: Tensor | None,
-    segment_start: Tensor | None,
-    mask: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """One block of N whole chunks; shapes as in `retention_chunkwise` with T = N * chunk."""
-    batch, time, heads, key_dim = q.shape
-    value_dim, chunks, dtype = v.shape[-1], time // chunk, v.dtype
+@dataclass
+class _Decays:
+    """What the products of one block of N chunks are weighed with; zero across a document's edge.
 
-    if mask is None:
-        age = torch.arange(1, chunk + 1, device=q.device)[
-            None, None
-        ]  # [1, 1, C], age inside the chunk
-    else:
-        age = mask.view(batch, chunks, chunk).long().cumsum(dim=-1)  # [B, N, C]
-        k = k * mask[..., None, None]  # a masked token is seen by nobody
-    segments = _Segments(segment_start, chunks, chunk)
+    within       [B|1, H, N|1, C, C]  gamma^(i-j) for j <= i, in the products' dtype
+    same         [B, 1, N, C, C]      both tokens are of one document (then `within` is their
+                                      product's other factor); None where there is one document
+    since_start  [B|1, H, N|1, C, 1]  what is left of the state before the chunk at token i
+    until_end    [B|1, H, N|1, C, 1]  what is left of token j at the end of its chunk
+    carry        [B|1, H, N]          what is left of a state across each chunk
+    """
 
-    q = _by_chunk(q, chunks)  # [B, H, N, C, K]
-    k = _by_chunk(k, chunks)
-    v = _by_chunk(v, chunks)  # [B, H, N, C, V]
-    rate = log_decay[None, :, None, None]  # [1, H, 1, 1]
-    age, total = age[:, None], age[:, None, :, -1:]  # [B|1, 1, N|1, C], [B|1, 1, N|1, 1]
+    within: Tensor
+    same: Tensor | None
+    since_start: Tensor
+    until_end: Tensor
+    carry: Tensor
 
-    since_start = segments.keep(torch.exp(rate * age), segments.from_before)  # [B|1, H, N|1, C]
-    until_end = segments.keep(torch.exp(rate * (total - age)), segments.to_the_end)
-    joined = _join_states(
-        (k * until_end[..., None].to(dtype)).transpose(-1, -2) @ v,  # [B, H, N, K, V]
-        state,
-        rate * total.expand(-1, -1, chunks, -1),
-        segments.resets,
-    )
-    before, new_state = (
-        joined[:, :, :-1],
-        joined[:, :, -1],
-    )  # states entering each chunk; the last one
+    @staticmethod
+    def of(
+        log_decay: Tensor,
+        segment_start: Tensor | None,
+        mask: Tensor | None,
+        piece: slice,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> "_Decays":
+        """Of the block `piece` of the time axis; log_decay [H], segment_start and mask [B, T]."""
+        device, chunks = log_decay.device, (piece.stop - piece.start) // chunk
+        if mask is None:  # age of a token inside its chunk, [B|1, 1, N|1, C]
+            age = torch.arange(1, chunk + 1, device=device)[None, None, None]
+        else:
+            age = mask[:, piece].reshape(-1, 1, chunks, chunk).long().cumsum(dim=-1)
+        rate = log_decay[None, :, None, None]  # [1, H, 1, 1]
+        total = age[..., -1:]
+        distance = (age[..., :, None] - age[..., None, :]).clamp(min=0)
+        within = torch.exp(rate[..., None] * distance).tril().to(dtype)
+        since_start, until_end = torch.exp(rate * age), torch.exp(rate * (total - age))
+        carry = torch.exp(rate * total).expand(-1, -1, chunks, -1).squeeze(-1)
+        same = None
+        if segment_start is not None:
+            start = segment_start[:, piece].reshape(-1, 1, chunks, chunk) - piece.start
+            first = torch.arange(chunks, device=device)[None, None, :, None] * chunk
+            since_start = since_start * (start < first)
+            until_end = until_end * (start == start[..., -1:])
+            same = (start[..., :, None] == start[..., None, :]).to(dtype)
+            carry = carry * (start[..., -1] < first[..., 0])
+        wide = state_dtype(log_decay) if dtype == torch.float16 else dtype
+        since_start, until_end = since_start[..., None].to(wide), until_end[..., None].to(dtype)
+        return _Decays(within, same, since_start, until_end, carry)
 
-    distance = (age[..., :, None] - age[..., None, :]).clamp(min=0)
-    decay = torch.exp(rate[..., None] * distance).tril().to(dtype)  # [B|1, H, N|1, C, C]
-    scores = segments.keep((q @ k.transpose(-1, -2)) * decay, segments.same)  # [B, H, N, C, C]
-    # A state grows with its document, and float16 ends at 65,504.
-    wide = state_dtype(v) if dtype == torch.float16 else dtype
-    cross = (q.to(wide) @ before.to(wide)) * since_start[..., None].to(wide)  # [B, H, N, C, V]
-    cross = cross.to(dtype)
-    flat = (batch * heads * chunks, chunk)
-    o = torch.baddbmm(
-        cross.reshape(*flat, value_dim), scores.reshape(*flat, chunk), v.reshape(*flat, value_dim)
-    )
-    o = o.view(batch, heads, chunks, chunk, value_dim).permute(0, 2, 3, 1, 4)
-    o = o.reshape(batch, time, heads, value_dim)
-    return o if mask is None else o * mask[..., None, None], new_state
+    def weigh(self, scores: Tensor) -> Tensor:
+        """scores [B, H, N, C, C], weighed in their place."""
+        scores *= self.within
+        if self.same is not None:
+            scores *= self.same
+        return scores
 
 
-def _by_chunk(x: Tensor, chunks: int) -> Tensor:
-    """[B, T, H, X] -> [B, H, N, C, X], contiguous: three products read it."""
-    batch, time, heads, width = x.shape
-    return (
-        x.reshape(batch, chunks, time // chunks, heads, width).permute(0, 3, 1, 2, 4).contiguous()
-    )
+class _Retention(torch.autograd.Function):
+    """q, k [B, T, H, K], v [B, T, H, V], the state before -> o [B, T, H, V], the state after.
+
+    Kept for the backward pass: q, k, v by chunk, their scores [C, C] and the states before each
+    chunk, all in the products' dtype. With P the weighed scores, S_n the state before chunk n, a
+    and e the decays since the chunk's start and until its end, c_n the one across it, and A_n the
+    gradient of S_n:
+
+        o  = P v + a q S_n           S_(n+1) = c_n S_n + (e k)^T v
+        dP = within (do v^T)         A_n     = c_n A_(n+1) + q^T (a do)
+        dq = dP k + (a do) S_n^T     dk = dP^T q + e (v A_(n+1)^T)     dv = P^T do + (e k) A_(n+1)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Tensor,
+        log_decay: Tensor,
+        segment_start: Tensor | None,
+        mask: Tensor | None,
+        chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        o, saved = torch.empty_like(v, memory_format=torch.contiguous_format), []
+        ctx.blocks = []
+        for piece, chunk in _blocks(q, v, chunk_size):
+            decays = _Decays.of(log_decay, segment_start, mask, piece, chunk, v.dtype)
+            ctx.blocks.append((piece, decays))
+            part, state, kept = _forward(*(x[:, piece] for x in (q, k, v)), state, decays)
+            _put(part, o[:, piece])
+            saved += kept
+        ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)
+        ctx.shapes = q.shape, v.shape
+        return o, state
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor | None, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        shape, value_shape = ctx.shapes
+        if do is None:
+            do = saved[2].new_zeros(value_shape)
+        dq, dk, dv = (do.new_empty(s) for s in (shape, shape, value_shape))
+        for index in reversed(range(len(ctx.blocks))):
+            piece, decays = ctx.blocks[index]
+            kept = saved[5 * index : 5 * index + 5]
+            *gradients, dstate = _backward(do[:, piece], dstate, kept, decays)
+            for gradient, whole in zip(gradients, (dq, dk, dv), strict=True):
+                _put(gradient, whole[:, piece])
+        return dq, dk, dv, dstate, None, None, None, None
+
+
+def _blocks(q: Tensor, v: Tensor, chunk_size: int) -> Iterator[tuple[slice, int]]:
+    """The pieces of the time axis that are worked on at once, each a whole number of chunks, and
+    their chunks' sizes: `chunk_size`, and at the end what is left."""
+    batch, time, heads, _ = q.shape
+    most = CHUNKS_PER_BLOCK
+    if q.device.type == "cpu":
+        chunk_elements = batch * chunk_size * heads * (q.shape[-1] + v.shape[-1])
+        most = min(most, max(1, BLOCK_ELEMENTS // chunk_elements))
+    start = 0
+    while start < time:
+        chunk = min(chunk_size, time - start)
+        stop = start + min((time - start) // chunk, most) * chunk
+        yield slice(start, stop), chunk
+        start = stop
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, decays: _Decays
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """One block: o [B, H, N, C, V], the state after it, and what its backward pass needs."""
+    chunks = decays.carry.shape[-1]
+    q, k, v = (_by_chunk(x, chunks) for x in (q, k, v))  # [B, H, N, C, K or V]
+    own = (k * decays.until_end).mT @ v  # [B, H, N, K, V]
+    before, state = _join_states(own, state, decays.carry, range(chunks))
+    scores = decays.weigh(q @ k.mT)  # [B, H, N, C, C]
+    o = (q.to(before.dtype) @ before).mul_(decays.since_start).to(v.dtype)
+    return _add_product(o, scores, v), state, [q, k, v, scores, before]
+
+
+def _backward(
+    do: Tensor, dstate: Tensor | None, kept: tuple[Tensor, ...], decays: _Decays
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v [B, H, N, C, .] of one block, and of the state before it."""
+    q, k, v, scores, before = kept
+    chunks, wide = v.shape[2], before.dtype
+    do = _by_chunk(do, chunks)
+    since = do.to(wide) * decays.since_start
+    down = q.to(wide).mT @ since  # [B, H, N, K, V]: each chunk's part of the states' gradient
+    if dstate is None:
+        dstate = down.new_zeros(down[:, :, 0].shape, dtype=state_dtype(down))
+    dend, dstate = _join_states(down, dstate, decays.carry, reversed(range(chunks)))
+    dscores = decays.weigh(do @ v.mT)
+    dq = _add_product((since @ before.mT).to(q.dtype), dscores, k)
+    dk = (v.to(wide) @ dend.mT).to(k.dtype).mul_(decays.until_end)
+    dk = _add_product(dk, dscores.mT, q)
+    dv = ((k * decays.until_end).to(wide) @ dend).to(v.dtype)
+    dv = _add_product(dv, scores.mT, do)
+    return dq, dk, dv, dstate
 
 
 def _join_states(
-    states: Tensor, state: Tensor | None, log_carry: Tensor, resets: Tensor | None
-) -> Tensor:
-    """From what each chunk adds to the state, the state before each chunk and after the last one.
+    own: Tensor, state: Tensor, carry: Tensor, order: Iterable[int]
+) -> tuple[Tensor, Tensor]:
+    """From what each chunk adds to the state, own [B, H, N, K, V], the state [B, H, K, V] before
+    them all and what is left of it across each, carry [B|1, H, N]: the states before each chunk in
+    `order`, [B, H, N, K, V] in the dtype of their products, and the one after the last.
 
-    states [B, H, N, K, V]: each chunk's own sum, as of its end; state [B, H, K, V] or None: before
-    chunk 0; log_carry [B|1, H, N, 1]: log of the decay across each chunk; resets [B, N] or None:
-    how many document boundaries have cut the stream up to the end of each chunk. Returns
-    [B, H, N+1, K, V] in float32 or better. One matrix product instead of N steps, with
-    M_nm = exp(carry_{m+1} + ... + carry_n), zero across a boundary.
+    One after the other, and not by a product with the [N, N] matrix of decays: that was slower
+    from 8 chunks on, and its cost grows with N.
     """
-    batch, heads, chunks, key_dim, value_dim = states.shape
-    dtype = state_dtype(states)
-    if state is None:
-        state = torch.zeros_like(states[:, :, 0])
-    sums = torch.cat((state[:, :, None].to(dtype), states.to(dtype)), dim=2)  # 0: the past
-    sums = sums.flatten(-2)  # [B, H, N+1, K*V]
-    elapsed = torch.nn.functional.pad(log_carry.squeeze(-1).cumsum(-1), (1, 0))  # [B|1, H, N+1]
-    matrix = torch.exp((elapsed[..., :, None] - elapsed[..., None, :]).clamp(max=0)).tril()
-    if resets is not None:
-        cut = torch.nn.functional.pad(resets, (1, 0))  # [B, N+1]
-        matrix = matrix * (cut[:, None, :, None] == cut[:, None, None, :])
-    return (matrix @ sums).view(batch, heads, chunks + 1, key_dim, value_dim)
+    # A state grows with its document, and float16 ends at 65,504.
+    dtype = torch.float32 if own.dtype == torch.float16 else own.dtype
+    before = torch.empty_like(own, dtype=dtype)
+    state = state.to(state_dtype(own), copy=True)
+    for n in order:
+        before[:, :, n] = state
+        state.mul_(carry[:, :, n, None, None]).add_(own[:, :, n])
+    return before, state
 
 
-class _Segments:
-    """Document boundaries on the fixed chunk grid, as masks; all None where there is one document.
+def _by_chunk(x: Tensor, chunks: int) -> Tensor:
+    """[B, T, H, X] -> [B, H, N, C, X], contiguous: a copy, which costs less than what strided
+    operands take from the four or five products that read it."""
+    batch, time, heads, width = x.shape
+    x = x.reshape(batch, chunks, time // chunks, heads, width)
+    return x.permute(0, 3, 1, 2, 4).contiguous()
 
-    from_before [B, 1, N, C]     the token's document began before its chunk: it sees the chunk's
-    first state to_the_end  [B, 1, N, C]     the token's document reaches the chunk's end: it enters
-    the chunk's sum same        [B, 1, N, C, C]  both tokens are of one document
-    resets      [B, N]           running count of the chunks whose last document does not reach back
-    before them
-    """
 
-    def __init__(self, segment_start: Tensor | None, chunks: int, chunk: int) -> None:
-        self.from_before = self.to_the_end = self.same = self.resets = None
-        if segment_start is None:
-            return
-        start = segment_start.view(-1, chunks, chunk)  # [B, N, C]
-        first = torch.arange(chunks, device=start.device)[None, :, None] * chunk
-        self.from_before = (start < first)[:, None]
-        self.to_the_end = (start == start[..., -1:])[:, None]
-        self.same = (start[..., :, None] == start[..., None, :])[:, None]
-        self.resets = (start[..., -1] >= first[..., 0]).long().cumsum(-1)
+def _put(x: Tensor, place: Tensor) -> None:
+    """Copies x [B, H, N, C, X] to `place` [B, T, H, X]."""
+    place.unflatten(1, x.shape[2:4]).copy_(x.permute(0, 2, 3, 1, 4))
 
-    @staticmethod
-    def keep(x: Tensor, where: Tensor | None) -> Tensor:
-        """x where `where` holds, else zero."""
-        return x if where is None else x * where
+
+def _add_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a @ b of [B, H, N, ., .], over x's memory."""
+    return x.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2)).view(x.shape)

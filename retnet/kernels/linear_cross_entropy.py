@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LOGITS_AT_ONCE = 2**24  # 64 MiB in float32
+LOGITS_AT_ONCE = 2**24  # 32 MiB in bfloat16
+FLOATS_IN_CACHE = 2**18
 IGNORED = -100
 """The target of a row that does not count, torch's convention."""
 
@@ -38,7 +39,7 @@ def linear_cross_entropy(
     total = hidden.new_zeros((), dtype=torch.float32)
     for piece in _pieces(len(hidden), rows):
         logits = (hidden[piece] @ weight.T).float()
-        total += _loss(logits, logits.logsumexp(-1), targets[piece], terms)
+        total += _loss(logits, targets[piece], terms)
     return total
 
 
@@ -51,28 +52,47 @@ def _pieces(length: int, rows: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, length, rows)]
 
 
-def _loss(logits: Tensor, log_z: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
-    """The sum over targets [R] of their losses; logits [R, V] and their logsumexp [R], float32."""
+def _loss(logits: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
+    """The sum over targets [R] of their losses; logits [R, V] in float32."""
+    log_z = logits.logsumexp(-1)
     at_target = logits.gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1)
     loss = log_z - (1 - terms.label_smoothing) * at_target
     if terms.label_smoothing:
         loss = loss - terms.label_smoothing * logits.mean(-1)
-    if terms.z_loss_coeff:
-        loss = loss + terms.z_loss_coeff * log_z.square()
+    loss = loss + terms.z_loss_coeff * log_z.square()
     return loss.masked_fill(targets == IGNORED, 0).sum()
 
 
-def _turn_into_gradient(logits: Tensor, log_z: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
-    """The gradient of `_loss` by the logits, in their place:
-    softmax (1 + 2 z log_z) - (1 - s) at the target - s / V."""
-    gradient = logits.sub_(log_z[:, None]).exp_()
-    if terms.z_loss_coeff:
-        gradient.mul_((1 + 2 * terms.z_loss_coeff * log_z)[:, None])
-    if terms.label_smoothing:
-        gradient.sub_(terms.label_smoothing / logits.shape[-1])
-    at_target = torch.full_like(log_z, terms.label_smoothing - 1)[:, None]
-    gradient.scatter_add_(-1, targets.clamp(min=0)[:, None], at_target)
-    return gradient.masked_fill_((targets == IGNORED)[:, None], 0)
+def _turn_into_gradient(logits: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
+    """The sum over targets [R] of their losses; logits [R, V] give way to its gradient by them,
+
+        softmax (1 + 2 z log_z) - (1 - s) at the target - s / V,
+
+    with z and s for z_loss_coeff and label_smoothing. Both come from one pass over the logits, a
+    few rows at a time in float32, so that on a CPU they stay in its cache.
+    """
+    smoothing, z_loss = terms.label_smoothing, terms.z_loss_coeff
+    vocabulary = logits.shape[-1]
+    total = logits.new_zeros((), dtype=torch.float32)
+    few = len(logits) if logits.is_cuda else max(16, FLOATS_IN_CACHE // vocabulary)
+    for piece in _pieces(len(logits), few):
+        x, target = logits[piece].float(), targets[piece, None]  # [r, V], [r, 1]
+        counts = target != IGNORED
+        target = target.clamp(min=0)
+        at_target, top = x.gather(-1, target), x.amax(-1, keepdim=True)
+        loss = -(1 - smoothing) * at_target
+        if smoothing:
+            loss = loss - smoothing * x.mean(-1, keepdim=True)
+        z = x.sub_(top).exp_().sum(-1, keepdim=True)
+        log_z = z.log() + top
+        loss = loss + log_z + z_loss * log_z.square()
+        total += (loss * counts).sum()
+        x.mul_((1 + 2 * z_loss * log_z) * counts / z)
+        if smoothing:
+            x.sub_(counts * (smoothing / vocabulary))
+        x.scatter_add_(-1, target, (smoothing - 1) * counts)
+        logits[piece] = x
+    return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -87,13 +107,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # float16 would lose the small probabilities before the loss scale reaches them
         dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
         for piece in _pieces(len(hidden), rows):
-            logits = (hidden[piece] @ weight.T).float()  # [rows, V]
-            log_z = logits.logsumexp(-1)
-            total += _loss(logits, log_z, targets[piece], terms)
-            gradient = _turn_into_gradient(logits, log_z, targets[piece], terms).to(dtype)
-            grad_hidden[piece] = gradient @ weight.to(dtype)
+            logits = (hidden[piece] @ weight.T).to(dtype)  # [rows, V]
+            total += _turn_into_gradient(logits, targets[piece], terms)
+            grad_hidden[piece] = logits @ weight.to(dtype)
             if grad_weight is not None:
-                grad_weight += gradient.T @ hidden[piece].to(dtype)
+                grad_weight += logits.T @ hidden[piece].to(dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight.dtype
         return total
