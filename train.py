@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import hydra
@@ -33,21 +32,26 @@ from launch import world as launched
 from launch.lock import hold_folder
 from launch.supervise import StopRequest
 from launch.terminal import Terminal, claim_terminal, refuse
-from launch.world import World, join_world, leave_world
+from launch.world import Vote, World, join_world, leave_world
 from retnet.kernels import select_kernels
 from retnet.models.build import build_model, count_parameters, flops_per_token
 from retnet.models.export import export_model
 from retnet.models.generate import sample
-from retnet.models.heads import DecoderForCausalLM
+from retnet.training.blocks import prepare_blocks
 from retnet.training.checkpoint import load_checkpoint, save_checkpoint
+from retnet.training.compile import rehearse
 from retnet.training.curve import loss_curve
-from retnet.training.engine import built_in_shards, gather_weights, resolve_dtype, start_engine
-from retnet.training.evaluate import evaluate
+from retnet.training.engine import built_in_shards, gather_weights, start_engine
+from retnet.training.evaluate import PURE, evaluate
+from retnet.training.feed import placing
 from retnet.training.flops import peak_flops
-from retnet.training.metrics import Metrics, Speed
+from retnet.training.manifest import replacing
+from retnet.training.metrics import Metrics
 from retnet.training.schedule import due, learning_rate
+from retnet.training.speed import Speed
 from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, train_step
+from retnet.training.unread import UnreadSteps
 
 if TYPE_CHECKING:
     from retnet.training.engine import DeepSpeedEngine
@@ -64,6 +68,7 @@ class Run(NamedTuple):
     loader: Loader
     engine: DeepSpeedEngine
     metrics: Metrics
+    unread: UnreadSteps
 
 
 def train(config: Config, terminal: Terminal) -> None:
@@ -71,41 +76,47 @@ def train(config: Config, terminal: Terminal) -> None:
     world = join_world()
     with (
         StopRequest() as stop,
-        open_run_folder(config, world, terminal) as metrics,
+        Metrics(
+            config.folder,
+            config.logging,
+            console=terminal.out,
+            total_steps=config.steps,
+            run_name=config.name,
+            resolved_config=as_dict(config),
+            rank=world.rank,
+        ) as metrics,
         closing(open_data(config, world)) as loader,
     ):
-        kernels = select_kernels(config.kernels, world.device)
-        tokens = loader.tokenizer.bos_id, loader.tokenizer.eos_id
-        with built_in_shards(config.engine, world.device):
-            model = build_model(config.model, kernels, config.seed, *tokens)
-        speed = open_speed(config, world, model)
-        engine = start_engine(
-            model,
-            config.optimizer,
-            config.engine,
-            global_batch_size=config.global_batch_size,
-            micro_batch_size=config.rows_at_once(world.world_size),
+        engine, compiles, words = build(config, world, loader)
+        speed = Speed(
+            flops_per_token=flops_per_token(engine.module),
+            peak_flops=config.logging.peak_flops or peak_flops(world.device, engine.module.dtype),
+            world_size=world.world_size,
             device=world.device,
         )
-        run = Run(config, world, loader, engine, metrics)
+        run = Run(config, world, loader, engine, metrics, UnreadSteps(engine, metrics))
         state, batches = resume_or_begin(run)
+        batches = speed.watch(batches)
         if state.step >= config.steps and world.any(metrics.has_event("finished", state.step)):
-            metrics.say(f"{config.name} is finished: {state.step} steps, {config.folder}")
-            metrics.say(f"to go on: the same command with more steps, as steps={2 * state.step}")
+            metrics.say(
+                f"{config.name} is finished: {state.step} steps, {config.folder}\n"
+                f"to go on: the same command with more steps, as steps={2 * state.step}"
+            )
             return
-        metrics.say(
-            f"{model.config.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
-            f"{world.world_size} x {world.device.type}, {kernels.description}, "
-            f"folder {config.folder}"
-        )
+        metrics.say(words)
+        if compiles:
+            seconds = world.in_turn(lambda: rehearse(engine.module, loader.blank(), PURE))
+            metrics.say(f"compiled the layers in {seconds:.0f} s; the next run finds them")
         saved_at = state.step if state.step else None
+        stopping = Vote(world)
         speed.restart()
-        while state.step < config.steps and not world.any(bool(stop)):
-            result = take_step(run, state, next(batches))
+        while state.step < config.steps and not stopping.any(bool(stop)):
+            take_step(run, state, next(batches))
             speed.add(config.global_batch_size * config.sequence_length)
             if due(state.step, config.log_every):
-                metrics.log(state.step, result | speed.measure())
+                metrics.log(state.step, run.unread.read(state) | speed.measure(world.largest))
             if due(state.step, config.evaluate_every) and state.step < config.steps:
+                run.unread.read(state)
                 metrics.log(state.step, score(run))
                 speed.restart()
             if due(state.step, config.save_every):
@@ -120,41 +131,23 @@ def train(config: Config, terminal: Terminal) -> None:
             finish(run, state)
 
 
-def open_run_folder(config: Config, world: World, terminal: Terminal) -> Metrics:
-    """The voice of the run, in the run's folder. Rank 0 alone speaks and writes."""
-    return Metrics(
-        config.folder,
-        config.logging,
-        console=terminal.out,
-        total_steps=config.steps,
-        run_name=config.name,
-        resolved_config=as_dict(config),
-        rank=world.rank,
-    )
-
-
 def open_data(config: Config, world: World) -> Loader:
     """This rank's rows. One process per machine goes first: it trains the tokenizer if need be.
 
     A machine that lacks the text, or has other text, stops all of them with its sentence.
     """
-    loader = problem = None
-    for first in (True, False):
-        try:
-            if first == (world.local_rank == 0):
-                loader = Loader(
-                    config.data,
-                    *prepare(config.data, config.tokenizer),
-                    seed=config.seed,
-                    sequence_length=config.sequence_length,
-                    global_batch_size=config.global_batch_size,
-                    micro_batch_size=config.rows_at_once(world.world_size),
-                    rank=world.rank,
-                    world_size=world.world_size,
-                )
-        except ValueError as error:
-            problem = f"{error} (rank {world.rank})" if world.rank else str(error)
-        world.agree(problem)
+    loader = world.in_turn(
+        lambda: Loader(
+            config.data,
+            *prepare(config.data, config.tokenizer),
+            seed=config.seed,
+            sequence_length=config.sequence_length,
+            global_batch_size=config.global_batch_size,
+            micro_batch_size=config.rows_at_once(world.world_size),
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+    )
     for rank, fingerprint in enumerate(world.gather(loader.fingerprint)):
         if fingerprint != loader.fingerprint:
             raise ValueError(
@@ -164,69 +157,81 @@ def open_data(config: Config, world: World) -> Loader:
     return loader
 
 
-def open_speed(config: Config, world: World, model: DecoderForCausalLM) -> Speed:
-    """The clock that knows what a token costs this model and what the devices could do."""
-    dtype = resolve_dtype(config.engine.dtype, world.device)
-    return Speed(
-        flops_per_token=flops_per_token(model),
-        peak_flops=config.logging.peak_flops or peak_flops(world.device, dtype),
-        world_size=world.world_size,
+def build(config: Config, world: World, loader: Loader) -> tuple[DeepSpeedEngine, bool, str]:
+    """The engine and in it the model on the chosen kernels, whether its layers are compiled when
+    they first run, and all that was chosen in words. Collective."""
+    kernels = select_kernels(config.kernels, world.device)
+    tokens = loader.tokenizer.bos_id, loader.tokenizer.eos_id
+    with built_in_shards(config.engine, world.device):
+        model = build_model(config.model, kernels, config.seed, *tokens)
+    compiles, blocks = prepare_blocks(
+        model,
+        model.model.layers,
+        config.engine,
+        skeleton=lambda: type(model)(model.config, kernels),
+        batch=loader.blank(),
+        flops=flops_per_token(model) * config.tokens,
+        cache=Path(config.data.cache) / "compiled",
+        device=world.device,
+        local_size=world.local_size,
     )
+    engine = start_engine(
+        model,
+        config.optimizer,
+        config.engine,
+        global_batch_size=config.global_batch_size,
+        micro_batch_size=config.rows_at_once(world.world_size),
+        device=world.device,
+        adamw_step=kernels.adamw_step,
+    )
+    words = (
+        f"{model.config.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
+        f"{world.world_size} x {world.device.type}, {kernels.description}, {blocks}, "
+        f"{config.engine.choose_update(config.optimizer, model.dtype)[1]}, folder {config.folder}"
+    )
+    return engine, compiles, words
 
 
 def resume_or_begin(run: Run) -> tuple[TrainState, Iterator[list[Batch]]]:
     """Where the run stands and the batches from there on: its newest good checkpoint, or step 0."""
-    loaded = load_checkpoint(run.engine, run.config.folder / "checkpoints")
-    state, cursors = TrainState(data_fingerprint=run.loader.fingerprint), None
+    fingerprint = run.loader.fingerprint
+    loaded = load_checkpoint(run.engine, run.config.folder / "checkpoints", fingerprint)
+    state, cursors = TrainState(data_fingerprint=fingerprint), None
     if loaded is not None:
         state, cursors = loaded.state, loaded.extra["cursors"]
         for sentence in loaded.passed_over:
             run.metrics.event("passed_over", why=sentence)
             run.metrics.say(f"passed over a checkpoint: {sentence}")
-        if state.data_fingerprint != run.loader.fingerprint:
-            raise ValueError(
-                f"{loaded.path} was trained on other rows: the files, tokenizer.*, data.*, seed or "
-                f"sequence_length have changed since. Put back what {loaded.path}/manifest.json "
-                "says, or start a new run with name=..."
-            )
         run.metrics.say(f"goes on from {loaded.path}")
     if run.world.is_main:
         write_config(run.config)  # only now: a refused command leaves the run's record alone
     run.metrics.resume_at(state.step)
     run.metrics.event("resumed" if loaded else "started", step=state.step, of=run.config.steps)
-    return state, run.loader.steps(state.position, cursors)
+    return state, run.loader.steps(state.position, cursors, placing(run.world.device))
 
 
-def take_step(run: Run, state: TrainState, batches: list[Batch]) -> dict[str, float]:
-    """One optimizer step; moves `state` and returns what is worth logging. Collective."""
+def take_step(run: Run, state: TrainState, batches: list[Batch]) -> None:
+    """Queues one optimizer step and moves `state`, but for what only its reading tells."""
     config, step = run.config, state.step
     rate = learning_rate(config.schedule, config.optimizer.learning_rate, step, config.steps)
-    try:
-        result = train_step(run.engine, batches, learning_rate=rate, seed=config.seed, step=step)
-    except NonFiniteError as error:
-        run.metrics.event("diverged", step=step, why=str(error))
-        raise
-    if result.skipped:
-        run.metrics.event("skipped", step=step, why="float16 overflow; the loss scale was lowered")
+    queued = train_step(run.engine, batches, learning_rate=rate, seed=config.seed, step=step)
     state.step += 1
     state.position += config.global_batch_size
-    state.tokens += result.tokens
-    measured = {"loss": result.loss, "grad_norm": result.grad_norm}
-    return {"tokens": state.tokens, "learning_rate": rate} | measured
+    run.unread.add(queued, state)
 
 
 def score(run: Run) -> dict[str, float]:
     """Nats per token and bits per byte on the held-out documents. Collective."""
     result = evaluate(run.engine, run.loader.validation())
-    bits = result.nats / math.log(2)
     return {
         "val/held_out/loss": result.loss,
-        "val/held_out/bits_per_byte": bits / run.loader.validation_bytes,
+        "val/held_out/bits_per_byte": result.bits / run.loader.validation_bytes,
     }
 
 
 def save(run: Run, state: TrainState) -> int:
     """A checkpoint of this step, which it returns; cursors only make resuming quick. Collective."""
+    run.unread.read(state)
     parts = run.world.gather(run.loader.cursors())
     path = save_checkpoint(
         run.engine,
@@ -248,12 +253,9 @@ def finish(run: Run, state: TrainState) -> None:
     if weights is None:  # not rank 0
         return
     run.metrics.log(state.step, scores)
-    export, partial = config.folder / "export", config.folder / "export.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
-    export_model(run.engine.module.config, weights, partial)
-    loader.tokenizer.export(partial)
-    shutil.rmtree(export, ignore_errors=True)
-    partial.rename(export)
+    with replacing(export := config.folder / "export") as folder:
+        export_model(run.engine.module.config, weights, folder)
+        loader.tokenizer.export(folder)
     run.metrics.event("finished", step=state.step, **scores)
     if config.logging.sample_tokens:
         ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)

@@ -104,6 +104,11 @@ class Config:
         return self.micro_batch_size or self.global_batch_size // world_size
 
     @property
+    def tokens(self) -> int:
+        """Of the whole run, over all ranks."""
+        return self.steps * self.global_batch_size * self.sequence_length
+
+    @property
     def folder(self) -> Path:
         """The run's folder."""
         return Path("runs") / self.name

@@ -10,6 +10,7 @@ import itertools
 import json
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from data.streams import Cursor, rows
 from data.tokenizer import Tokenizer
 
 Batch = dict[str, torch.Tensor]
+Placing = Callable[[list[Batch]], Callable[[], list[Batch]]]
+"""Begins to bring a step's micro-batches to where they are used, and returns what ends it."""
 T = TypeVar("T")
 
 
@@ -66,7 +69,7 @@ class Loader:
         self._seed, self._length = seed, sequence_length
         self._rank, self._world_size = rank, world_size
         self._micro_batch_size = micro_batch_size
-        self._global_batch_size = global_batch_size
+        self._rows_per_step = global_batch_size // world_size
         self._cursors: dict[int, Cursor] = {}
         self._validation: list[Batch] | None = None
         self._workers: list[multiprocessing.process.BaseProcess] = []
@@ -95,26 +98,47 @@ class Loader:
         return sum(len(text.encode()) for text in self.held_out)
 
     def steps(
-        self, position: int, cursors: dict[str, list[int]] | None = None
+        self,
+        position: int,
+        cursors: dict[str, list[int]] | None = None,
+        place: Placing | None = None,
     ) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each optimizer step, without end.
 
         The first step has global rows position .. position + global_batch_size - 1; row i belongs
         to rank i mod world_size. `cursors` of any ranks only save the time of counting rows from
         the start. Batch: input_ids int64 [b, L], shift_labels int64 [b, L], segment_start int32
-        [b, L] on the CPU.
+        [b, L] on the CPU. `place` is given each step's micro-batches while the step before is at
+        work, and what it returned is called for those that are handed out.
         """
         self.close()
         self._cursors = {int(stream): Cursor(*where) for stream, where in (cursors or {}).items()}
         self._start_workers(position)
-        per_step = self._global_batch_size // self._world_size
+        on_the_way: deque[tuple[Callable[[], list[Batch]], dict[int, Cursor]]] = deque()
         while True:
-            assert self._rows is not None, "steps() of a closed loader"
-            got = [next(self._rows) for _ in range(per_step)]
-            self._cursors |= {stream: cursor for stream, _, cursor in got}
-            made = [row for _, row, _ in got]
-            size = self._micro_batch_size
-            yield [_batch(made[start : start + size]) for start in range(0, per_step, size)]
+            batches, cursors_after = self._next_step()
+            if place is not None:
+                on_the_way.append((place(batches), cursors_after))
+                if len(on_the_way) < 2:
+                    continue
+                take, cursors_after = on_the_way.popleft()
+                batches = take()
+            self._cursors |= cursors_after  # of what is handed out now, not of what was read
+            yield batches
+
+    def _next_step(self) -> tuple[list[Batch], dict[int, Cursor]]:
+        """The micro-batches of this rank's next step, and its streams' cursors after them."""
+        assert self._rows is not None, "steps() of a closed loader"
+        count, size = self._rows_per_step, self._micro_batch_size
+        got = [next(self._rows) for _ in range(count)]
+        made = [row for _, row, _ in got]
+        batches = [_batch(made[start : start + size]) for start in range(0, count, size)]
+        return batches, {stream: cursor for stream, _, cursor in got}
+
+    def blank(self) -> Batch:
+        """A micro-batch of the shape of every other, with no target in it."""
+        eos = self.tokenizer.eos_id
+        return _batch([empty_row(self._length, eos)] * self._micro_batch_size)
 
     def cursors(self) -> dict[str, list[int]]:
         """{stream: cursor} after the steps handed out so far, of this rank's streams; JSON-able."""
@@ -174,9 +198,10 @@ class Loader:
                 batch_size=None,
                 collate_fn=_as_it_is,
                 num_workers=count,
+                # Two steps of this rank: a step takes all its rows at once.
                 # A spawned worker would import train.py again, with all its libraries.
                 multiprocessing_context="fork" if count else None,
-                prefetch_factor=max(2, 2 * self._micro_batch_size // count) if count else None,
+                prefetch_factor=max(2, -(-2 * self._rows_per_step // count)) if count else None,
                 worker_init_fn=_ignore_signals,
             )
         )

@@ -103,12 +103,12 @@ class Runs:
         return process
 
     def metrics(self, name: str) -> list[dict]:
-        """The lines of metrics.jsonl without those figures that depend on the clock."""
+        """The lines of metrics.jsonl without those figures that depend on clock and machine."""
         lines = (self.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
         entries = [json.loads(line) for line in lines]
+        clock = {"tokens_per_second", "mfu", "data_wait", "peak_memory"}
         return [
-            {key: value for key, value in entry.items() if key not in ("tokens_per_second", "mfu")}
-            for entry in entries
+            {key: value for key, value in entry.items() if key not in clock} for entry in entries
         ]
 
     def losses(self, name: str) -> list[float]:

@@ -7,7 +7,7 @@ defines it; the backward pass is written out, so that little is kept for it. Not
 one device.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from retnet.kernels.reference import check_shapes, state_dtype
 # memory for states without leaving much of a device idle.
 BLOCK_ELEMENTS = 2**22
 CHUNKS_PER_BLOCK = 64
+# Up to so many chunks one [N+1, N+1] product joins their states, where a launch costs more than
+# what it does. On a CPU one after the other was faster from the start, at half the time for 8. A
+# graph for every length needs the product, too: it has no loop over chunks.
+CHUNKS_PER_PRODUCT = {"cuda": 32}
 
 
 def retention_chunkwise(
@@ -47,7 +51,7 @@ def retention_chunkwise(
         k = k * mask[..., None, None]  # a masked token is seen by nobody
     log_decay = log_decay.to(q.device, state_dtype(v))
     if state is None:
-        state = v.new_zeros(len(v), v.shape[2], k.shape[-1], v.shape[-1], dtype=state_dtype(v))
+        state = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1], dtype=state_dtype(v))
     o, state = _Retention.apply(q, k, v, state, log_decay, segment_start, mask, chunk_size)
     if mask is not None:
         o = o * mask[..., None, None]
@@ -63,7 +67,9 @@ class _Decays:
                                       product's other factor); None where there is one document
     since_start  [B|1, H, N|1, C, 1]  what is left of the state before the chunk at token i
     until_end    [B|1, H, N|1, C, 1]  what is left of token j at the end of its chunk
-    carry        [B|1, H, N]          what is left of a state across each chunk
+    carry        [B|1, H, N]          logarithm of what is left of a state across each chunk
+    cuts         [B, N] or None       running count of the chunks in which a document has begun,
+                                      and the state is cut
     """
 
     within: Tensor
@@ -71,6 +77,7 @@ class _Decays:
     since_start: Tensor
     until_end: Tensor
     carry: Tensor
+    cuts: Tensor | None
 
     @staticmethod
     def of(
@@ -92,18 +99,18 @@ class _Decays:
         distance = (age[..., :, None] - age[..., None, :]).clamp(min=0)
         within = torch.exp(rate[..., None] * distance).tril().to(dtype)
         since_start, until_end = torch.exp(rate * age), torch.exp(rate * (total - age))
-        carry = torch.exp(rate * total).expand(-1, -1, chunks, -1).squeeze(-1)
-        same = None
+        carry = (rate * total).expand(-1, -1, chunks, -1).squeeze(-1)
+        same = cuts = None
         if segment_start is not None:
             start = segment_start[:, piece].reshape(-1, 1, chunks, chunk) - piece.start
             first = torch.arange(chunks, device=device)[None, None, :, None] * chunk
             since_start = since_start * (start < first)
             until_end = until_end * (start == start[..., -1:])
             same = (start[..., :, None] == start[..., None, :]).to(dtype)
-            carry = carry * (start[..., -1] < first[..., 0])
+            cuts = (start[:, 0, :, -1] >= first[:, 0, :, 0]).long().cumsum(-1)
         wide = state_dtype(log_decay) if dtype == torch.float16 else dtype
         since_start, until_end = since_start[..., None].to(wide), until_end[..., None].to(dtype)
-        return _Decays(within, same, since_start, until_end, carry)
+        return _Decays(within, same, since_start, until_end, carry, cuts)
 
     def weigh(self, scores: Tensor) -> Tensor:
         """scores [B, H, N, C, C], weighed in their place."""
@@ -172,7 +179,7 @@ def _blocks(q: Tensor, v: Tensor, chunk_size: int) -> Iterator[tuple[slice, int]
     their chunks' sizes: `chunk_size`, and at the end what is left."""
     batch, time, heads, _ = q.shape
     most = CHUNKS_PER_BLOCK
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and not torch.compiler.is_exporting():
         chunk_elements = batch * chunk_size * heads * (q.shape[-1] + v.shape[-1])
         most = min(most, max(1, BLOCK_ELEMENTS // chunk_elements))
     start = 0
@@ -190,7 +197,7 @@ def _forward(
     chunks = decays.carry.shape[-1]
     q, k, v = (_by_chunk(x, chunks) for x in (q, k, v))  # [B, H, N, C, K or V]
     own = (k * decays.until_end).mT @ v  # [B, H, N, K, V]
-    before, state = _join_states(own, state, decays.carry, range(chunks))
+    before, state = _join_states(own, state, decays)
     scores = decays.weigh(q @ k.mT)  # [B, H, N, C, C]
     o = (q.to(before.dtype) @ before).mul_(decays.since_start).to(v.dtype)
     return _add_product(o, scores, v), state, [q, k, v, scores, before]
@@ -207,7 +214,7 @@ def _backward(
     down = q.to(wide).mT @ since  # [B, H, N, K, V]: each chunk's part of the states' gradient
     if dstate is None:
         dstate = down.new_zeros(down[:, :, 0].shape, dtype=state_dtype(down))
-    dend, dstate = _join_states(down, dstate, decays.carry, reversed(range(chunks)))
+    dend, dstate = _join_states(down, dstate, decays, backward=True)
     dscores = decays.weigh(do @ v.mT)
     dq = _add_product((since @ before.mT).to(q.dtype), dscores, k)
     dk = (v.to(wide) @ dend.mT).to(k.dtype).mul_(decays.until_end)
@@ -218,23 +225,48 @@ def _backward(
 
 
 def _join_states(
-    own: Tensor, state: Tensor, carry: Tensor, order: Iterable[int]
+    own: Tensor, state: Tensor, decays: _Decays, backward: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """From what each chunk adds to the state, own [B, H, N, K, V], the state [B, H, K, V] before
-    them all and what is left of it across each, carry [B|1, H, N]: the states before each chunk in
-    `order`, [B, H, N, K, V] in the dtype of their products, and the one after the last.
+    """From what each chunk adds to the state, own [B, H, N, K, V], and the state [B, H, K, V]
+    before them all: the states before each chunk, [B, H, N, K, V] in the dtype of their products,
+    and the one after the last.
 
-    One after the other, and not by a product with the [N, N] matrix of decays: that was slower
-    from 8 chunks on, and its cost grows with N.
+    S_0 = state, S_(n+1) = c_n S_n + own_n, c_n the carry across chunk n, zero where it is cut.
+    `backward`: the same from the last chunk to the first, "before" meaning from later chunks.
     """
     # A state grows with its document, and float16 ends at 65,504.
     dtype = torch.float32 if own.dtype == torch.float16 else own.dtype
+    if torch.compiler.is_exporting() or own.shape[2] <= CHUNKS_PER_PRODUCT.get(own.device.type, 0):
+        return _join_by_product(own, state.to(state_dtype(own)), decays, backward, dtype)
+    carry = decays.carry.exp()
+    if decays.cuts is not None:
+        kept = torch.nn.functional.pad(decays.cuts, (1, 0)).diff(dim=-1) == 0  # [B, N]
+        carry = carry * kept[:, None]
     before = torch.empty_like(own, dtype=dtype)
     state = state.to(state_dtype(own), copy=True)
-    for n in order:
+    order = range(own.shape[2])
+    for n in reversed(order) if backward else order:
         before[:, :, n] = state
         state.mul_(carry[:, :, n, None, None]).add_(own[:, :, n])
     return before, state
+
+
+def _join_by_product(
+    own: Tensor, state: Tensor, decays: _Decays, backward: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same by one matrix, M_nm = c_m ... c_(n-1): every S_n in terms of the state and own."""
+    elapsed = torch.nn.functional.pad(decays.carry.cumsum(-1), (1, 0))  # [B|1, H, N+1]
+    matrix = torch.exp((elapsed[..., :, None] - elapsed[..., None, :]).clamp(max=0)).tril()
+    if decays.cuts is not None:
+        cuts = torch.nn.functional.pad(decays.cuts, (1, 0))  # [B, N+1]
+        matrix = matrix * (cuts[:, None, :, None] == cuts[:, None, None, :])
+    own, state = own.to(state.dtype).flatten(-2), state[:, :, None]  # [B, H, N, K V], [., ., 1, .]
+    shape, state = state.shape[-2:], state.flatten(-2)
+    if backward:
+        joined = (matrix.mT @ torch.cat((own, state), dim=2)).unflatten(-1, shape)
+        return joined[:, :, 1:].to(dtype), joined[:, :, 0].clone()
+    joined = (matrix @ torch.cat((state, own), dim=2)).unflatten(-1, shape)
+    return joined[:, :, :-1].to(dtype), joined[:, :, -1].clone()
 
 
 def _by_chunk(x: Tensor, chunks: int) -> Tensor:

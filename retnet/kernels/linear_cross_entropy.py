@@ -5,6 +5,7 @@ than it takes to turn them into their own gradient. Not here: the loss from logi
 (`retnet/models/loss.py`), which defines what is computed.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,19 +24,21 @@ def linear_cross_entropy(
     z_loss_coeff: float = 0.0,
     label_smoothing: float = 0.0,
     logits_at_once: int = LOGITS_AT_ONCE,
+    rows_operator: Callable | None = None,
 ) -> Tensor:
     """The sum over targets of the cross entropy of hidden @ weight^T, a float32 scalar, in nats.
 
     hidden [N, D], weight [V, D], targets [N] with -100 for rows that do not count; z_loss_coeff and
     label_smoothing as in the loss from logits. Products run in hidden's dtype, the rest in float32;
     the weight's gradient is summed in float32. Where gradients are on, both are made at once,
-    while the logits are there.
+    while the logits are there, by `rows_operator`: `cross_entropy_rows` or a kernel like it.
     """
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     rows = max(1, logits_at_once // len(weight))
     terms = _Terms(z_loss_coeff, label_smoothing)
     if wanted:
-        return _LinearCrossEntropy.apply(hidden, weight, targets, terms, rows)
+        operator = rows_operator or cross_entropy_rows
+        return _LinearCrossEntropy.apply(hidden, weight, targets, terms, rows, operator)
     total = hidden.new_zeros((), dtype=torch.float32)
     for piece in _pieces(len(hidden), rows):
         logits = (hidden[piece] @ weight.T).float()
@@ -63,18 +66,22 @@ def _loss(logits: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
     return loss.masked_fill(targets == IGNORED, 0).sum()
 
 
-def _turn_into_gradient(logits: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
-    """The sum over targets [R] of their losses; logits [R, V] give way to its gradient by them,
+def cross_entropy_rows(
+    logits: Tensor, targets: Tensor, z_loss_coeff: float, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The sum over targets [R] of their losses, and its gradient by logits [R, V] in their place,
 
         softmax (1 + 2 z log_z) - (1 - s) at the target - s / V,
 
     with z and s for z_loss_coeff and label_smoothing. Both come from one pass over the logits, a
     few rows at a time in float32, so that on a CPU they stay in its cache.
     """
-    smoothing, z_loss = terms.label_smoothing, terms.z_loss_coeff
+    smoothing, z_loss = label_smoothing, z_loss_coeff
     vocabulary = logits.shape[-1]
     total = logits.new_zeros((), dtype=torch.float32)
-    few = len(logits) if logits.is_cuda else max(16, FLOATS_IN_CACHE // vocabulary)
+    few = len(logits)
+    if logits.device.type == "cpu":
+        few = max(16, FLOATS_IN_CACHE // vocabulary)
     for piece in _pieces(len(logits), few):
         x, target = logits[piece].float(), targets[piece, None]  # [r, V], [r, 1]
         counts = target != IGNORED
@@ -92,13 +99,19 @@ def _turn_into_gradient(logits: Tensor, targets: Tensor, terms: _Terms) -> Tenso
             x.sub_(counts * (smoothing / vocabulary))
         x.scatter_add_(-1, target, (smoothing - 1) * counts)
         logits[piece] = x
-    return total
+    return total, logits
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, terms: _Terms, rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        terms: _Terms,
+        rows: int,
+        operator: Callable,
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden, grad_weight = torch.empty_like(hidden), None
@@ -108,10 +121,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
         for piece in _pieces(len(hidden), rows):
             logits = (hidden[piece] @ weight.T).to(dtype)  # [rows, V]
-            total += _turn_into_gradient(logits, targets[piece], terms)
-            grad_hidden[piece] = logits @ weight.to(dtype)
+            loss, gradient = operator(logits, targets[piece], *terms)
+            total += loss
+            grad_hidden[piece] = gradient @ weight.to(dtype)
             if grad_weight is not None:
-                grad_weight += logits.T @ hidden[piece].to(dtype)
+                grad_weight += gradient.T @ hidden[piece].to(dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight.dtype
         return total
@@ -122,4 +136,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = (grad_hidden * grad).to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad).to(ctx.dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

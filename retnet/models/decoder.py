@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from retnet.kernels import Kernels, select_kernels
+from retnet.kernels import Kernels, KernelsConfig, select_kernels
 from retnet.models.configuration import RetentionConfig
 from retnet.models.feed_forward import FeedForward, GatedFeedForward
 from retnet.models.interface import RetentionOutputWithPast, published_interface
 from retnet.models.layers import Embedding
 from retnet.models.legacy_cache import read_cache
-from retnet.models.norms import build_norm
+from retnet.models.norms import add_and_norm, build_norm
 from retnet.models.pretrained import RetentionPreTrainedModel
 from retnet.models.retention import Form, MultiScaleRetention
 from retnet.models.rotary import Positions, token_positions
@@ -32,10 +32,14 @@ class DecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.pre_norm = config.decoder_normalize_before
         self.alpha = (2 * config.num_layers) ** 0.25 if config.deepnorm else 1.0
-        self.drop_path = config.drop_path_rate * index / max(1, config.num_layers - 1)
+        self.drops_paths = config.drop_path_rate > 0
+        rate = config.drop_path_rate * index / max(1, config.num_layers - 1)
+        # A tensor, so that the layers share one compiled graph; no buffer, which a cast or a build
+        # without numbers would change; scalar_tensor, because zero.Init rounds torch.tensor's.
+        self.drop_path = torch.scalar_tensor(rate, dtype=torch.float64, device="cpu")
         self.dropout = nn.Dropout(config.dropout)
         self.retention = MultiScaleRetention(config, kernels)
-        self.ffn = GatedFeedForward(config) if config.use_glu else FeedForward(config, kernels)
+        self.ffn = (GatedFeedForward if config.use_glu else FeedForward)(config, kernels)
         for name in self.norm_names:
             self.add_module(name, build_norm(config, config.hidden_size, kernels))
 
@@ -49,20 +53,22 @@ class DecoderLayer(GradientCheckpointingLayer):
         """x [B, T, D], state [B, H, K, V] or None -> x [B, T, D], and the state and scores
         that the form asks for."""
         retention_norm, ffn_norm = (getattr(self, name) for name in self.norm_names)
-        branch = retention_norm(x) if self.pre_norm else x
-        branch, state, scores = self.retention(branch, positions, state, form)
-        x = self.add(x, branch, retention_norm)
-        branch = self.ffn(ffn_norm(x) if self.pre_norm else x)
-        return self.add(x, branch, ffn_norm), state, scores
+        seen = retention_norm(x) if self.pre_norm else x
+        branch, state, scores = self.retention(seen, positions, state, form)
+        branch = self.drop(branch)
+        if self.pre_norm:
+            x, seen = add_and_norm(ffn_norm, x, branch)
+            return x + self.drop(self.ffn(seen)), state, scores
+        x = retention_norm(self.alpha * x + branch)
+        return ffn_norm(self.alpha * x + self.drop(self.ffn(x))), state, scores
 
-    def add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-        """The residual connection, with dropout and, per sequence, stochastic depth
-        (arXiv:1603.09382)."""
+    def drop(self, branch: Tensor) -> Tensor:
+        """Dropout and, per sequence, stochastic depth (arXiv:1603.09382) on branch [B, T, D]."""
         branch = self.dropout(branch)
-        if self.drop_path and self.training:
-            kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+        if self.drops_paths and self.training:
+            kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
             branch = branch * kept / (1 - self.drop_path)
-        return x + branch if self.pre_norm else norm(self.alpha * x + branch)
+        return branch
 
 
 class DecoderModel(RetentionPreTrainedModel):
@@ -73,9 +79,10 @@ class DecoderModel(RetentionPreTrainedModel):
     "Published names of the norms after the embedding and after the last layer."
 
     def __init__(self, config: RetentionConfig, kernels: Kernels | None = None) -> None:
-        """kernels: chosen by `select_kernels`; None takes what is best on the CPU."""
+        """kernels: chosen by `select_kernels`; None takes what is best on the CPU, with the public,
+        separate projections."""
         super().__init__(config)
-        kernels = kernels or select_kernels()
+        kernels = kernels or select_kernels(KernelsConfig(fused_projections=False))
         if not isinstance(kernels, Kernels):
             raise TypeError(
                 f"kernels is a {type(kernels).__name__}; needed what select_kernels makes"

@@ -1,5 +1,6 @@
 """The two heads of a retentive decoder: language modeling, with generation, and classification."""
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -32,6 +33,8 @@ class DecoderForCausalLM(RetentionGenerationMixin, RetentionPreTrainedModel):
         """kernels: chosen by `select_kernels`; None takes what is best on the CPU."""
         super().__init__(config)
         self.model = self.model_class(config, kernels)
+        operator = kernels.cross_entropy_rows if kernels else None
+        self.linear_cross_entropy = partial(linear_cross_entropy, rows_operator=operator)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -83,7 +86,7 @@ class DecoderForCausalLM(RetentionGenerationMixin, RetentionPreTrainedModel):
         smoothing = config.label_smoothing if label_smoothing is None else label_smoothing
         if labels is None and shift_labels is not None and isinstance(self.lm_head, nn.Linear):
             rows, head, targets = hidden.flatten(0, 1), self.lm_head.weight, shift_labels.flatten()
-            total = linear_cross_entropy(rows, head, targets, z_loss_coeff, smoothing)
+            total = self.linear_cross_entropy(rows, head, targets, z_loss_coeff, smoothing)
             loss = per_target(total, shift_labels, num_items_in_batch)
             return RetentionCausalLMOutputWithPast(loss=loss, **outputs.rest())
         last = isinstance(logits_to_keep, int)

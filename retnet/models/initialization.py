@@ -31,7 +31,8 @@ def initialize(module: nn.Module, config: RetentionConfig) -> None:
     v, out, fc1 and fc2 take the factor of `branch_factor` on top, each once. Gains are
     torchscale's. The head differs from the published D^-1/2, which starts half a nat above
     ln(vocabulary); a quarter of it starts 1/32 above. A tied head takes the same small scale, for
-    the same reason.
+    the same reason. Projections are drawn one by one, in the same order, where they are rows of one
+    weight too: the same numbers in both layouts.
     """
     factor = branch_factor(config)
     if isinstance(module, nn.Embedding):
@@ -39,22 +40,25 @@ def initialize(module: nn.Module, config: RetentionConfig) -> None:
         std = config.lm_head_initializer_range if tied else config.hidden_size**-0.5
         _draw(init.normal_, module.weight, std=std)
     elif isinstance(module, MultiScaleRetention):
-        for name in ("q_proj", "k_proj", "v_proj", "g_proj", "out_proj"):
-            projection = getattr(module, name)
+        last = ("out_proj", module.out_proj.weight, module.out_proj.bias)
+        for name, weight, bias in (*module.named_projections(), last):
             gain = OUT_PROJECTION_GAIN if name == "out_proj" else config.initializer_factor
             gain *= factor if name in ("v_proj", "out_proj") else 1.0
-            _draw(init.xavier_uniform_, projection.weight, gain=gain)
-            _zero_bias(projection)
+            _draw(init.xavier_uniform_, weight, gain=gain)
+            _zero(bias)
     elif isinstance(module, FeedForward | GatedFeedForward):
-        for name, linear in module.named_children():
-            if isinstance(linear, nn.Linear):
-                std = config.initializer_range * (1.0 if name == "gate" else factor)
-                _draw(init.normal_, linear.weight, std=std)
-                _zero_bias(linear)
+        gated = isinstance(module, GatedFeedForward)
+        first = (
+            module.named_projections() if gated else [("fc1", module.fc1.weight, module.fc1.bias)]
+        )
+        for name, weight, bias in (*first, ("fc2", module.fc2.weight, module.fc2.bias)):
+            std = config.initializer_range * (1.0 if name == "gate" else factor)
+            _draw(init.normal_, weight, std=std)
+            _zero(bias)
     elif isinstance(module, RMSNorm | HeadNorm | nn.LayerNorm):
         if module.weight is not None:
             init.ones_(module.weight)
-        _zero_bias(module)
+        _zero(getattr(module, "bias", None))
     elif isinstance(getattr(module, "lm_head", None), nn.Linear):
         _draw(init.normal_, module.lm_head.weight, std=config.lm_head_initializer_range)
     elif isinstance(getattr(module, "score", None), nn.Linear):
@@ -80,6 +84,6 @@ def _draw(fill: Callable[..., Tensor], weight: Tensor, **arguments: float) -> No
         weight.copy_(fill(weight.float(), **arguments))
 
 
-def _zero_bias(module: nn.Module) -> None:
-    if getattr(module, "bias", None) is not None:
-        init.zeros_(module.bias)
+def _zero(bias: Tensor | None) -> None:
+    if bias is not None:
+        init.zeros_(bias)

@@ -16,8 +16,9 @@ Ours: S and the position.
 import torch
 from torch import Tensor
 
+from retnet.kernels.rotation import rotate
 from retnet.models.configuration import RetentionConfig
-from retnet.models.rotary import log_decays, normalizer, rotate, rotation_frequencies
+from retnet.models.rotary import log_decays, normalizer, rotation_frequencies
 from retnet.models.state import RetentionCache
 
 Z_ROUNDING = 1e-6  # relative error of a Z that was summed up in float32
@@ -67,7 +68,7 @@ def _from_published(
     states = []
     for kv, _, _ in layers:
         state = kv.to(x.device).double() * (config.key_dim * z).sqrt()  # [B, H, V, K]
-        state = rotate(state, angle.cos(), angle.sin(), config.rotary_interleaved)
+        state = rotate(state, angle.cos(), angle.sin(), None, config.rotary_interleaved)
         states.append(state.transpose(-1, -2).to(torch.promote_types(x.dtype, torch.float32)))
     return RetentionCache(states, position, length)
 

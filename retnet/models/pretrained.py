@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from retnet.kernels import Kernels
 from retnet.models.initialization import initialize
 from retnet.models.weights import (
     are_foreign,
@@ -25,6 +26,18 @@ HUB_ARGUMENTS = (
     "subfolder",
     "token",
 )
+
+
+def refuse_fused(*arguments: Any) -> None:
+    """Raises ValueError where an argument is kernels with fused projections: transformers fills a
+    model name by name, and theirs are not the files'."""
+    if any(isinstance(given, Kernels) and given.fused_projections for given in arguments):
+        raise ValueError(
+            "from_pretrained got kernels with fused_projections=True, and files hold the separate "
+            "weights; pass select_kernels(KernelsConfig(fused_projections=False)), or build the "
+            "model from its config with these kernels and give load_state_dict the state dict of "
+            "one that was loaded without them"
+        )
 
 
 class RetentionPreTrainedModel(PreTrainedModel):
@@ -73,8 +86,10 @@ class RetentionPreTrainedModel(PreTrainedModel):
     ) -> PreTrainedModel:
         """As transformers', from the folder or repository of any published format.
 
-        Raises ValueError where a foreign checkpoint and its config do not fit together.
+        Raises ValueError where a foreign checkpoint and its config do not fit together, and for
+        kernels with fused projections.
         """
+        refuse_fused(*args, *kwargs.values())
         source = pretrained_model_name_or_path
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         files = [] if source is None else find_files(source, kwargs.get("variant"), **hub)
@@ -99,6 +114,7 @@ class RetentionPreTrainedModel(PreTrainedModel):
         cls, weights: dict[str, Tensor], config: PreTrainedConfig, *args: Any, **kwargs: Any
     ) -> PreTrainedModel:
         """A model from published weights under their own names; the rest as `from_pretrained`."""
+        refuse_fused(*args, *kwargs.values())
         weights = translate_weights(weights, config)
         with torch.device("meta"):
             skeleton = cls(config)

@@ -5,12 +5,13 @@ y = W_o( swish(W_g x) * norm_per_head(o) )   (arXiv:2307.08621, equation 8)
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils.generic import maybe_autocast
 
 from retnet.kernels import Kernels
 from retnet.kernels.reference import retention_scores
 from retnet.models.configuration import FORWARD_MODES, RetentionConfig
+from retnet.models.fused import FusibleProjections
 from retnet.models.layers import Linear
 from retnet.models.norms import HeadNorm
 from retnet.models.rotary import Positions
@@ -43,19 +44,20 @@ class Form:
             )
 
 
-class MultiScaleRetention(nn.Module):
-    """Retention over H heads with one decay each; takes and returns its state."""
+class MultiScaleRetention(FusibleProjections):
+    """Retention over H heads with one decay each; takes and returns its state.
+
+    Its projections are q_proj, k_proj, v_proj and g_proj, or qkvg_proj with the rows of all four.
+    """
+
+    fused_name = "qkvg_proj"
 
     def __init__(self, config: RetentionConfig, kernels: Kernels) -> None:
-        super().__init__()
-        hidden, value = config.hidden_size, config.value_dim
+        hidden, value, bias = config.hidden_size, config.value_dim, config.retention_bias
+        parts = {"q_proj": hidden, "k_proj": hidden, "v_proj": value, "g_proj": value}
+        super().__init__(hidden, parts, bias, kernels.fused_projections)
         self.config = config
         self.kernels = kernels
-        bias = config.retention_bias
-        self.q_proj = Linear(hidden, hidden, bias=bias)
-        self.k_proj = Linear(hidden, hidden, bias=bias)
-        self.v_proj = Linear(hidden, value, bias=bias)
-        self.g_proj = Linear(hidden, value, bias=bias)
         self.group_norm = HeadNorm(config, kernels)
         self.out_proj = Linear(value, hidden, bias=bias)
 
@@ -69,8 +71,9 @@ class MultiScaleRetention(nn.Module):
         """x [B, T, D], state [B, H, K, V] or None -> y [B, T, D], and, where the form asks for
         them, the state after the last token and the scores."""
         per_head = (*x.shape[:2], self.config.num_heads, -1)
-        q, k = positions.rotate(self.q_proj(x).view(per_head), self.k_proj(x).view(per_head))
-        v = self.v_proj(x).view(per_head)  # [B, T, H, V]
+        q, k, v, gate = self.project(x)  # [B, T, D], [B, T, D] and twice [B, T, H * V]
+        q, k, v = q.view(per_head), k.view(per_head), v.view(per_head)  # [B, T, H, K or V]
+        q, k = positions.rotate(q, k, self.kernels.rotate)
         where = positions.log_decay, state, positions.segment_start, positions.mask
         asked = {"return_state": form.return_state}
         if form.mode == "chunkwise":
@@ -82,8 +85,7 @@ class MultiScaleRetention(nn.Module):
             retain = self.kernels.retention_recurrent
         with maybe_autocast(x.device.type, enabled=False):  # autocast would cast the state
             o, state = retain(q, k, v, *where, **asked)
-        o = self.group_norm(o).flatten(-2)  # [B, T, H * V]
-        y = self.out_proj(nn.functional.silu(self.g_proj(x)) * o)
+        y = self.out_proj(self.group_norm(o, gate))
         scores = None
         if form.return_scores:
             log_decay, _, segment_start, mask = where

@@ -6,6 +6,7 @@ parameter or a buffer, so casting a model to bfloat16 cannot move an angle, a de
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -117,23 +118,15 @@ class Positions:
             interleaved=config.rotary_interleaved,
         )
 
-    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q, k [B, T, H, K] -> rotated q * K^-1/2 * Z_n^-1/2 and rotated k, in their own dtype."""
-        scaled = rotate(q, self.cos, self.sin, self.interleaved) * self.query_scale
-        return scaled.to(q.dtype), rotate(k, self.cos, self.sin, self.interleaved).to(k.dtype)
+    def rotate(self, q: Tensor, k: Tensor, operator: Callable) -> tuple[Tensor, Tensor]:
+        """q, k [B, T, H, K] -> rotated q * K^-1/2 * Z_n^-1/2 and rotated k, in their own dtype.
+
+        operator: the kernels' `rotate`.
+        """
+        q = operator(q, self.cos, self.sin, self.query_scale, self.interleaved)
+        return q, operator(k, self.cos, self.sin, None, self.interleaved)
 
 
 def normalizer(count: Tensor, log_decay: Tensor) -> Tensor:
     """Z after `count` tokens of a document: sum_{t < count} gamma^t; shapes broadcast."""
     return torch.expm1(log_decay * count) / torch.expm1(log_decay)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotates pairs (2i, 2i+1), or (i, i + K/2), of x [..., K] by their angles, in cos's dtype.
-
-    cos, sin: [..., K/2], broadcast against x's other dimensions.
-    """
-    x = x.to(cos.dtype)
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
-    turned = (a * cos - b * sin, b * cos + a * sin)
-    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)

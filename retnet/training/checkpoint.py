@@ -120,13 +120,16 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(engine: DeepSpeedEngine, folder: Path) -> Loaded | None:
+def load_checkpoint(
+    engine: DeepSpeedEngine, folder: Path, data_fingerprint: str | None = None
+) -> Loaded | None:
     """Loads the newest good checkpoint of `folder` into the engine; None if there is none.
 
     Collective. Nothing of a bad checkpoint is loaded; `Loaded.passed_over` names each and why.
 
     Raises:
-        ValueError: it was made by another number of ranks, another ZeRO stage or dtype.
+        ValueError: it was made by another number of ranks, another ZeRO stage or dtype, or on data
+            with another fingerprint than the one given.
         RuntimeError: there are checkpoints, and none is good.
     """
     found: list[Path] = []
@@ -142,12 +145,19 @@ def load_checkpoint(engine: DeepSpeedEngine, folder: Path) -> Loaded | None:
         return None
     manifest = read_manifest(path)
     _check_layout(engine, path, manifest["layout"])
+    state = TrainState.from_dict(manifest["state"])
+    if data_fingerprint not in (None, state.data_fingerprint):
+        raise ValueError(
+            f"{path} was trained on other rows: the files, tokenizer.*, data.*, seed or "
+            f"sequence_length have changed since. Put back what {path}/manifest.json says, or "
+            "start a new run with name=..."
+        )
     groups = engine.optimizer.param_groups
     asked_for = [{key: group[key] for key in _CONFIGURED} for group in groups]
     engine.load_checkpoint(str(path), tag=_SHARDS)
     for group, values in zip(engine.optimizer.param_groups, asked_for, strict=True):
         group.update(values)  # the shards bring the numbers of the run that saved them
-    return Loaded(path, TrainState.from_dict(manifest["state"]), manifest["extra"], passed_over)
+    return Loaded(path, state, manifest["extra"], passed_over)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -198,6 +208,7 @@ def _layout(engine: DeepSpeedEngine) -> dict[str, Any]:
         "stage": engine.zero_optimization_stage(),
         "dtype": str(next(engine.module.parameters()).dtype).removeprefix("torch."),
         "optimizer": type(engine.optimizer).__name__,
+        "parameters": len(list(engine.module.parameters())),
     }
 
 
@@ -207,9 +218,10 @@ def _check_layout(engine: DeepSpeedEngine, path: Path, saved: dict[str, Any]) ->
         "stage": "set engine.stage to it",
         "dtype": "set engine.dtype to it",
         "optimizer": "set engine.offload_optimizer as it was",
+        "parameters": "set kernels.fused_projections and model.* as they were",
     }
     for key, value in _layout(engine).items():
-        if saved[key] != value:
+        if saved.get(key, value) != value:  # older checkpoints say less
             raise ValueError(
                 f"{path} was made with {key} {saved[key]} and this run has {value}; "
                 f"{remedies[key]}, or give the run another name."

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+_REFRESHES = 1  # a second: the time left counts seconds, and four took 0.8 % of a core
 _MEMORY = 0.8  # share of the old pace in the new one: the time left should not jump
 
 
@@ -38,7 +39,7 @@ class Console:
             self._live = Live(
                 get_renderable=self._draw,
                 console=self._rich,
-                refresh_per_second=4,
+                refresh_per_second=_REFRESHES,
                 # what others print belongs into the log, where stdout and stderr lead already
                 redirect_stdout=False,
                 redirect_stderr=False,
@@ -52,7 +53,8 @@ class Console:
             pace = (now - self._since) / (step - self._step)
             kept = pace if self._pace is None else self._pace
             self._pace = _MEMORY * kept + (1.0 - _MEMORY) * pace
-            self._step, self._since = step, now
+            self._step = step
+        self._since = now  # what came between two looks at one step, an evaluation, was no step
         self._values.update(values)
         if self._live is None:
             width = len(str(self._total))
@@ -94,7 +96,8 @@ class Console:
 
 
 def describe(values: dict[str, Any]) -> list[str]:
-    """The known values as short words with units, in a fixed order; unknown ones are left out."""
+    """The known values as short words with units, in a fixed order; unknown ones are left out, and
+    so is a wait for data below 1 %: it says that all is well."""
     shown = []
     for key, value in values.items():
         if value is None or not isinstance(value, int | float):
@@ -105,7 +108,7 @@ def describe(values: dict[str, Any]) -> list[str]:
             shown.append((len(_WORDS), f"val {key[4:-5]} {value:.4f}"))
         elif key.startswith("val/") and key.endswith("/bits_per_byte"):
             shown.append((len(_WORDS), f"{value:.4f} bits/byte"))
-    return [words for _, words in sorted(shown, key=lambda pair: pair[0])]
+    return [words for _, words in sorted(shown, key=lambda pair: pair[0]) if words]
 
 
 def duration(seconds: float) -> str:
@@ -133,4 +136,6 @@ _WORDS = {
     "mfu": lambda value: f"MFU {100 * value:.1f}%",
     "learning_rate": lambda value: f"rate {value:.2e}",
     "grad_norm": lambda value: f"norm {value:.2f}",
+    "peak_memory": lambda value: f"{_short(value)}B",
+    "data_wait": lambda value: f"waits for data {100 * value:.0f}%" if value >= 0.01 else "",
 }

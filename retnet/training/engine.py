@@ -8,7 +8,7 @@ so that the stages take the same step: 1 to 3 by DeepSpeed's own wrappers, 0 by 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -18,8 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from retnet.training.optimizer import OptimizerConfig, build_optimizer
+from retnet.training.compile import Compile
+from retnet.training.optimizer import OptimizerConfig, Update, build_optimizer
+from retnet.training.recompute import ActivationCheckpointing
 from retnet.training.replicated import ReplicatedOptimizer
+from retnet.training.zero_step import install_fused_step
 
 if TYPE_CHECKING:  # imported where it is used: it looks for devices, and talks, on import
     from deepspeed import DeepSpeedEngine
@@ -53,6 +56,13 @@ class EngineConfig:
     (stage 3)."""
     overlap_comm: bool = True
     """Reduce gradients while the backward pass still runs (stages 2 and 3, on a GPU)."""
+    compile: Compile = Compile.auto
+    """Compile each layer: on, off (always at stage 3), or auto, where the run is long enough to
+    win back the tens of seconds that it costs."""
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.auto
+    """What a layer keeps for its backward pass: none recomputes nothing, selective all but the
+    outputs of linear layers, block everything; auto takes none where it fits into memory, else
+    selective."""
 
     def __post_init__(self) -> None:
         if self.stage not in (0, 1, 2, 3):
@@ -67,9 +77,27 @@ class EngineConfig:
                 "engine.dtype is float16 and engine.stage is 0; only a ZeRO stage scales the "
                 "loss: set engine.stage to 1, 2 or 3, or engine.dtype to bfloat16 or float32."
             )
+        if self.compile is Compile.on and self.stage == 3:
+            raise ValueError(
+                "engine.compile is on and engine.stage is 3, whose hooks fetch weights in the "
+                "middle of what would be compiled; set engine.stage to 0, 1 or 2, or "
+                "engine.compile to auto or off."
+            )
         for name in ("reduce_bucket_size", "allgather_bucket_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def choose_update(self, optimizer: OptimizerConfig, dtype: torch.dtype) -> tuple[Update, str]:
+        """Who updates the weights of a module of `dtype`, and that in words for the run's line."""
+        reasons = {
+            "engine.stage=3": self.stage == 3,
+            "engine.offload_optimizer=true": self.offload_optimizer,
+            "engine.dtype=float16": dtype == torch.float16,
+        }
+        reason = next((f" ({words})" for words, holds in reasons.items() if holds), "")
+        if optimizer.update is Update.fused and not reason:
+            return Update.fused, "fused update"
+        return Update.stock, f"stock update{reason if optimizer.update is Update.fused else ''}"
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -122,6 +150,8 @@ def deepspeed_config(
         # Ranks, like micro-steps, are summed in float32.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
+        # Its clock would stop the device before and after each step.
+        "timers": {"throughput": {"enabled": False}},
     }
     if engine.stage == 0:
         return config
@@ -174,11 +204,13 @@ def start_engine(
     global_batch_size: int,
     micro_batch_size: int,
     device: torch.device,
+    adamw_step: Callable | None = None,
 ) -> DeepSpeedEngine:
     """The DeepSpeed engine around `module`; collective over the process group already joined.
 
     Weights are moved to `device` and cast to the resolved dtype in place, buffers keep their
-    dtype, and rank 0's weights are given to every rank. Sizes are sequences.
+    dtype, and rank 0's weights are given to every rank. Sizes are sequences. `adamw_step`: the
+    fused update's kernel, None for torch's.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -201,27 +233,32 @@ def start_engine(
     # compiler), which serves tensor-parallel inference alone.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     module.to(device)
+    update, _ = engine_config.choose_update(optimizer_config, dtype)
+    clipping = optimizer_config.gradient_clipping
     if engine_config.stage == 0:
         for parameter in module.parameters():
             parameter.data = parameter.data.to(dtype)
 
         def optimizer(_: Any) -> ReplicatedOptimizer:  # called after rank 0's weights came
             inner = build_optimizer(module, optimizer_config)
-            clipping = optimizer_config.gradient_clipping
-            return ReplicatedOptimizer(inner, gradient_clipping=clipping)
+            return ReplicatedOptimizer(
+                inner, gradient_clipping=clipping, update=update, operator=adamw_step
+            )
     else:
         optimizer = build_optimizer(module, optimizer_config)
     # DeepSpeed calls collectives by names that torch 2.13 calls old, and torch says so each time.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
     engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    if update is Update.fused and engine_config.stage > 0:
+        install_fused_step(engine.optimizer, gradient_clipping=clipping, operator=adamw_step)
     return engine
 
 
 def gather_weights(engine: DeepSpeedEngine) -> dict[str, Tensor] | None:
     """The full float32 master weights on the CPU of rank 0, None elsewhere; collective.
 
-    Named as `module.state_dict()` names them: tied names share one tensor, persistent buffers
-    are included in their own dtype. One weight at a time is whole on the other ranks.
+    Named as `module.named_parameters()` names them: tied names share one tensor, persistent
+    buffers are included in their own dtype. One weight at a time is whole on the other ranks.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -242,7 +279,8 @@ def gather_weights(engine: DeepSpeedEngine) -> dict[str, Tensor] | None:
         weights[name] = gathered[id(parameter)]
     if not first:
         return None
+    buffers = dict(engine.module.named_buffers(remove_duplicate=False))
     for name, value in engine.module.state_dict().items():
-        if name not in weights:
+        if name in buffers:
             weights[name] = value.detach().to("cpu", copy=True)
     return weights

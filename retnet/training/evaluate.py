@@ -3,6 +3,7 @@ numbers of training, not the module's mode."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +32,11 @@ class EvaluationResult:
     """Sum over the targets, in nats."""
     tokens: int
     """Targets that counted."""
+
+    @property
+    def bits(self) -> float:
+        """The sum over the targets in bits."""
+        return self.nats / math.log(2)
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """What a run says about itself: metrics.jsonl and events.jsonl, and two views of them.
 
 The JSON lines are the truth; the console and wandb are views that may be off. Rank 0 alone speaks,
-on other ranks every method does nothing. It measures nothing but time: losses, rates and FLOPs come
-from the caller.
+on other ranks every method does nothing. It measures nothing: every value comes from the caller.
 """
 
 import json
@@ -10,7 +9,6 @@ import logging
 import math
 import netrc
 import os
-import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,38 +53,6 @@ class LoggingConfig:
             raise ValueError(f"logging.peak_flops is {self.peak_flops}; it must be above 0.")
         if self.sample_tokens < 0:
             raise ValueError(f"logging.sample_tokens is {self.sample_tokens}; it must be >= 0.")
-
-
-class Speed:
-    """Tokens per second and MFU between two looks at the clock."""
-
-    def __init__(
-        self, *, flops_per_token: float, peak_flops: float | None, world_size: int
-    ) -> None:
-        """`flops_per_token` of forward and backward; `peak_flops` of one device, None: unknown."""
-        self._flops_per_token = flops_per_token
-        self._peak = None if peak_flops is None else peak_flops * world_size
-        self.restart()
-
-    def restart(self) -> None:
-        """Looks at the clock anew: leaves out what came before (an evaluation, a save)."""
-        self._since, self._tokens = time.perf_counter(), 0
-
-    def add(self, tokens: int) -> None:
-        """Counts tokens that all ranks together have processed."""
-        self._tokens += tokens
-
-    def measure(self) -> dict[str, float]:
-        """`tokens_per_second`, and `mfu` (0 to 1) where the peak is known, since the last look; {}
-        where nothing was counted since."""
-        if not self._tokens:
-            return {}
-        rate = self._tokens / max(time.perf_counter() - self._since, 1e-9)
-        self.restart()
-        result = {"tokens_per_second": rate}
-        if self._peak is not None:
-            result["mfu"] = rate * self._flops_per_token / self._peak
-        return result
 
 
 class Metrics:

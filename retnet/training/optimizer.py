@@ -5,10 +5,18 @@ and clips the gradient is the engine's business.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
+
+
+class Update(Enum):
+    """Who clips and updates the weights. Lower case, because that is how YAML says it."""
+
+    fused = "fused"
+    stock = "stock"
 
 
 @dataclass
@@ -28,6 +36,9 @@ class OptimizerConfig:
     do not decay."""
     gradient_clipping: float = 1.0
     """Largest L2 norm of the whole gradient; a longer one is scaled down to it. 0: off."""
+    update: Update = Update.fused
+    """fused: clipping, AdamW and cast in few passes over memory, without a wait for the device;
+    stock: DeepSpeed's own step, same weights, taken anyway with float16, offload or stage 3."""
 
     def __post_init__(self) -> None:
         if self.learning_rate < 0.0:

@@ -14,14 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retnet.training.fused_step import FusedStep, Part
+from retnet.training.optimizer import Update
+
 
 class ReplicatedOptimizer:
     """Master weights and clipping around a plain optimizer; a float32 weight is its own master."""
 
-    def __init__(self, inner: torch.optim.Optimizer, *, gradient_clipping: float) -> None:
-        """Replaces the low-precision weights in the groups of `inner` by float32 masters."""
+    def __init__(
+        self,
+        inner: torch.optim.AdamW,
+        *,
+        gradient_clipping: float,
+        update: Update,
+        operator: Callable | None = None,
+    ) -> None:
+        """Replaces the low-precision weights in the groups of `inner` by float32 masters;
+        `operator` as in `FusedStep`."""
         self.inner = inner
         self.overflow = False  # DeepSpeed reads it: True says that the step was not taken
+        self._fused: FusedStep | None = None
+        if update is Update.fused:
+            self._fused = FusedStep(
+                inner, gradient_clipping=gradient_clipping, shared_out=False, operator=operator
+            )
         self._global_grad_norm: Tensor | float = 0.0  # DeepSpeed reads it
         self._max_norm = gradient_clipping or float("inf")
         self._weights: list[Tensor] = []
@@ -62,7 +78,30 @@ class ReplicatedOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clips and steps, or does nothing where the gradient's norm is not finite."""
+        """Clips and steps, or does nothing where the gradient's norm is not finite. The fused
+        step does not say here which it was: only the device knows."""
+        if self._fused is not None:
+            self._global_grad_norm = self._fused(self._parts())
+        else:
+            self._stock_step()
+        for master in self._masters:
+            master.grad = None
+
+    def _parts(self) -> list[list[Part]]:
+        """The fused step's parts, by group: each weight is one."""
+        weights = iter(zip(self._weights, self._masters, strict=True))
+        groups = []
+        for group in self.param_groups:
+            parts = []
+            for _ in group["params"]:
+                weight, master = next(weights)
+                lower = None if weight is master else weight
+                parts.append(Part(master, [master.grad.contiguous()], lower))
+            groups.append(parts)
+        return groups
+
+    def _stock_step(self) -> None:
+        """As torch does it, with a look at the norm."""
         self._global_grad_norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm)
         self.overflow = not bool(torch.isfinite(self._global_grad_norm))
         if not self.overflow:
@@ -74,8 +113,6 @@ class ReplicatedOptimizer:
             ]
             if lower:
                 torch._foreach_copy_([pair[0] for pair in lower], [pair[1] for pair in lower])
-        for master in self._masters:
-            master.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The inner state and the master weights."""

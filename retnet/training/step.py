@@ -1,8 +1,9 @@
 """One optimizer step: forward, backward, reduction, update, and the refusal of a bad one.
 
 The loss of a step is the mean over all targets of the global batch, so neither it nor its gradient
-depends on how many ranks or micro-batches the batch was cut into. It decides nothing about which
-batch or which learning rate.
+depends on how many ranks or micro-batches the batch was cut into. A step is queued, not waited for;
+what it came to is read later, for all unread steps at once. It decides nothing about which batch or
+which learning rate, nor when to read.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ IGNORED = -100
 class NonFiniteError(RuntimeError):
     """A loss or a gradient was not finite; raised on every rank, before weights moved."""
 
+    def __init__(self, step: int, what: str) -> None:
+        """`step`: steps that were taken before the bad one."""
+        super().__init__(f"step {step + 1}: {what}; no weight has moved.")
+        self.step = step
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -42,6 +48,29 @@ class StepResult:
     """float16 only: the gradient overflowed, the loss scale was lowered, no weight moved."""
 
 
+@dataclass(frozen=True)
+class QueuedStep:
+    """A step that the device may still be at; `read_steps` says what it came to."""
+
+    loss: Tensor
+    """This rank's sum over its micro-batches, float64 scalar on the device."""
+    grad_norm: Tensor
+    """Scalar on the device; not finite where the step was refused."""
+    targets: Tensor
+    """Targets that counted, over all ranks: integer scalar on the device."""
+    skipped: bool
+    """The stock update looked at the gradient and refused it. To be read before the next step,
+    which would move weights: DeepSpeed forgets."""
+    step: int
+    """Steps that were taken before this one."""
+    learning_rate: float
+    """Of this step."""
+    seed: int
+    """Of the run."""
+    micro_batches: list[dict[str, Tensor]]
+    """On the device: what finds the bad gradient, if there is one."""
+
+
 def train_step(
     engine: DeepSpeedEngine,
     micro_batches: list[dict[str, Tensor]],
@@ -49,27 +78,20 @@ def train_step(
     learning_rate: float,
     seed: int,
     step: int,
-) -> StepResult:
-    """Takes the step that follows `step` steps already taken (0 for the first); collective.
+) -> QueuedStep:
+    """Queues the step that follows `step` steps already taken (0 for the first); collective.
 
     Each micro-batch is the module's keyword arguments, `shift_labels` among them. The module adds
-    up its token losses and divides by `num_items_in_batch` (a float32 scalar). The host waits for
-    the device once, after the update was queued; what DeepSpeed waits for comes on top.
-
-    Raises:
-        NonFiniteError: on every rank, with the weights as they were.
+    up its token losses and divides by `num_items_in_batch` (a float32 scalar). With the fused
+    update the host waits for nothing; a gradient that is not finite then moves no weight, moment
+    or counter on any rank, neither in this step nor in any later one of this engine.
     """
     _check_accumulation(engine, micro_batches)
-    world_size = dist.get_world_size()
     micro_batches = [to_device(batch, engine.device) for batch in micro_batches]
     targets = torch.stack([(batch["shift_labels"] != IGNORED).sum() for batch in micro_batches])
     targets = targets.sum()
     dist.all_reduce(targets)
-    # DeepSpeed averages over micro-batches and ranks; dividing the global count by their number
-    # turns that average into (sum of all token losses) / (all targets). A batch without any
-    # target has a loss of zero.
-    parts = len(micro_batches) * world_size
-    num_items = targets.clamp(min=1).float() / parts
+    num_items = _num_items(targets, len(micro_batches))
     seed_step(seed, step)
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for batch in micro_batches:
@@ -85,20 +107,53 @@ def train_step(
         group["lr"] = learning_rate
     engine.step()
     norm = torch.as_tensor(engine.get_global_grad_norm(), device=engine.device)
-    losses = [torch.empty_like(total) for _ in range(world_size)]
-    dist.all_gather(losses, total)
-    numbers = torch.stack([*losses, norm.double(), targets.double()]).tolist()
-    *by_rank, grad_norm, tokens = numbers
-    _check_losses(by_rank, step)
     skipped = not engine.was_step_applied()
-    if skipped and not engine.fp16_enabled():
-        seed_step(seed, step)
-        where = _find_bad_gradients(engine, micro_batches, num_items)
-        raise NonFiniteError(
-            f"step {step + 1}: the loss is finite and the gradient is not{where}; "
-            "no weight has moved."
-        )
-    return StepResult(sum(by_rank) / parts, grad_norm, int(tokens), skipped)
+    return QueuedStep(total, norm, targets, skipped, step, learning_rate, seed, micro_batches)
+
+
+def read_steps(engine: DeepSpeedEngine, queued: list[QueuedStep]) -> list[StepResult]:
+    """What the steps came to, in one transfer; collective, and waits for the device.
+
+    `queued` are all steps since the last reading, in order.
+
+    Raises:
+        NonFiniteError: on every rank, with the weights as they were before the bad step.
+    """
+    if not queued:
+        return []
+    mine = torch.stack(
+        [torch.stack([q.loss, q.grad_norm.double(), q.targets.double()]) for q in queued]
+    )
+    by_rank = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(by_rank, mine)
+    numbers = torch.stack(by_rank, dim=1).tolist()  # by step, by rank: loss, norm, targets
+    results = []
+    for step, ranks in zip(queued, numbers, strict=True):
+        losses = [loss for loss, _, _ in ranks]
+        _, norm, targets = ranks[0]
+        for rank, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise NonFiniteError(step.step, f"the loss on rank {rank} is {loss}")
+        if not step.skipped or not engine.fp16_enabled():
+            _check_gradient(engine, step, norm)
+        mean = sum(losses) / (len(losses) * len(step.micro_batches))
+        results.append(StepResult(mean, norm, int(targets), step.skipped))
+    return results
+
+
+def _num_items(targets: Tensor, micro_batches: int) -> Tensor:
+    """What the module divides by. DeepSpeed averages over micro-batches and ranks; dividing the
+    global count by their number turns that average into (sum of all token losses) / (all
+    targets). A batch without any target has a loss of zero."""
+    return targets.clamp(min=1).float() / (micro_batches * dist.get_world_size())
+
+
+def _check_gradient(engine: DeepSpeedEngine, queued: QueuedStep, norm: float) -> None:
+    if math.isfinite(norm) and not queued.skipped:
+        return
+    seed_step(queued.seed, queued.step)
+    where = _find_bad_gradients(engine, queued)
+    raise NonFiniteError(queued.step, f"the loss is finite and the gradient is not{where}")
 
 
 def _check_accumulation(engine: DeepSpeedEngine, micro_batches: list[dict[str, Tensor]]) -> None:
@@ -119,9 +174,7 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)  # torch takes 63 bits
 
 
-def _find_bad_gradients(
-    engine: DeepSpeedEngine, micro_batches: list[dict[str, Tensor]], num_items: Tensor
-) -> str:
+def _find_bad_gradients(engine: DeepSpeedEngine, queued: QueuedStep) -> str:
     """Says which rank's gradient is bad, by doing the step's backward passes again; collective.
 
     Once reduced, a gradient no longer tells where it came from, and looking at every gradient of
@@ -137,7 +190,8 @@ def _find_bad_gradients(
         for name, parameter in engine.module.named_parameters()
         if parameter.requires_grad
     ]
-    for batch in micro_batches:
+    num_items = _num_items(queued.targets, len(queued.micro_batches))
+    for batch in queued.micro_batches:
         engine.backward(engine(**batch, num_items_in_batch=num_items).loss)
     for hook in hooks:
         hook.remove()
@@ -145,11 +199,3 @@ def _find_bad_gradients(
     dist.all_gather_object(first, names[0] if names else None)
     bad = [f"that of {name} on rank {rank}" for rank, name in enumerate(first) if name]
     return f" (first {', '.join(bad)})" if bad else " (in the sum over the ranks)"
-
-
-def _check_losses(by_rank: list[float], step: int) -> None:
-    for rank, loss in enumerate(by_rank):
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"step {step + 1}: the loss on rank {rank} is {loss}; no weight has moved."
-            )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from tests.benchmarks import decoding, layers, operators, steps
+from tests.benchmarks import decoding, feeding, gpu, gpu_steps, layers, memory, operators, steps
 from tests.benchmarks.measure import Case, Result, Settings, measure, use_threads
 from tests.benchmarks.peers import OPEN, open_peers
 from tests.benchmarks.report import case_title, head, head_text, table, write_json
@@ -24,10 +24,17 @@ from tests.benchmarks.report import case_title, head, head_text, table, write_js
 CASES: dict[str, Case] = {
     case.name: case
     for case in sorted(
-        (*operators.CASES, *layers.CASES, *steps.CASES, *decoding.CASES),
+        (
+            *operators.CASES,
+            *layers.CASES,
+            *memory.CASES,
+            *steps.CASES,
+            *decoding.CASES,
+            *feeding.CASES,
+        ),
         key=lambda case: int(case.name[1:]),
     )
-}
+} | {case.name: case for case in (*gpu.CASES, *gpu_steps.CASES) if gpu.runnable()}
 
 
 def parse() -> tuple[argparse.Namespace, Settings]:
@@ -78,7 +85,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     given, settings = parse()
     if given.weigh:
-        sys.stdout.write(str(layers.weigh(settings, given.weigh)))
+        sys.stdout.write(str(memory.weigh(settings, given.weigh)))
         return
     gc.freeze()  # what the imports made stays: collecting before each turn need not walk over it
     chosen = [case for name, case in CASES.items() if name in (given.cases or CASES)]

@@ -1,17 +1,22 @@
-"""C9: decoding a batch of 8 at a given context, beside transformers' Llama with its caches.
+"""C9: decoding a batch of 8 at a given context, beside transformers' Llama with its caches and the
+recurrent forms of the named checkouts of other RetNets; ours and theirs also compiled.
 
-Caches and states are filled with random numbers instead of a prompt: the cost of a token does not
-depend on what they hold. What comes out is checked on a short prompt.
+Caches and states are filled without a prompt: the cost of a token does not depend on what they
+hold. What comes out is checked on a short prompt.
 """
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from transformers import Cache, DynamicCache, LlamaForCausalLM, StaticCache
 
 from retnet.models.heads import DecoderForCausalLM
 from retnet.models.state import RetentionCache
+from retnet.training.compile import compile_blocks
 from tests.benchmarks.measure import (
     MOST_PAIRS,
     Case,
@@ -20,17 +25,26 @@ from tests.benchmarks.measure import (
     Settings,
     relative_error,
 )
-from tests.benchmarks.models import llama, our_config, our_model
+from tests.benchmarks.models import compile_layers, llama, our_config, our_model
+from tests.benchmarks.peer_modules import Past as PeerPast
 
 BATCH, TOKENS = 8, 8
 "Sequences, and tokens of each that a turn decodes."
-Past = RetentionCache | Cache
+Past = RetentionCache | Cache | PeerPast
+Pair = tuple[nn.Module, nn.Module]
+"A model in bfloat16, and the truth about it."
 
 
 def decoder(
-    model: nn.Module, past: Past, truth: nn.Module, vocabulary: int, base: bool = False
+    model: nn.Module,
+    past: Past,
+    truth: nn.Module,
+    vocabulary: int,
+    base: bool = False,
+    empty: Callable[[], Past | None] = lambda: None,
 ) -> Contender:
-    """Decodes `TOKENS` tokens a turn, going on where the last turn ended."""
+    """Decodes `TOKENS` tokens a turn, going on where the last turn ended. empty: the past of a
+    prompt."""
 
     def run(tokens: Tensor) -> None:
         nonlocal past
@@ -40,13 +54,18 @@ def decoder(
     def check(inputs: tuple, outputs: None) -> float:
         """A prompt of 63 tokens and a token more, against 64 at once in float64."""
         ids = torch.randint(vocabulary, (BATCH, 64))
-        prompt = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
-        found = model(input_ids=ids[:, -1:], past_key_values=prompt, use_cache=True).logits
+        # A graph for the prompt's length would be made for this alone.
+        with torch.compiler.set_stance("force_eager"):
+            begun = model(input_ids=ids[:, :-1], past_key_values=empty(), use_cache=True)
+        found = model(
+            input_ids=ids[:, -1:], past_key_values=begun.past_key_values, use_cache=True
+        ).logits
         return relative_error([found], [truth(input_ids=ids, use_cache=False).logits[:, -1:]])
 
     return Contender(torch.inference_mode()(run), base, torch.inference_mode()(check), parts=TOKENS)
 
 
+@torch.inference_mode()  # as the states that come out: other tensors would have another graph
 def filled_state(model: DecoderForCausalLM, context: int) -> RetentionCache:
     """Our state after `context` tokens."""
     config = model.config
@@ -55,6 +74,7 @@ def filled_state(model: DecoderForCausalLM, context: int) -> RetentionCache:
     return RetentionCache(states, torch.full((BATCH,), context), context)
 
 
+@torch.inference_mode()
 def filled_cache(cache: Cache, model: LlamaForCausalLM, context: int) -> Cache:
     """Llama's cache after `context` tokens."""
     config = model.config
@@ -64,32 +84,67 @@ def filled_cache(cache: Cache, model: LlamaForCausalLM, context: int) -> Cache:
     return cache
 
 
+def with_truth(make: Callable[[], nn.Module]) -> Pair:
+    """A model in bfloat16, and one in float64 with the same weights. The latter stays in training
+    mode, where nothing is dropped either: in evaluation syncdoth's parallel form makes a state of
+    every token."""
+    model, truth = make().bfloat16().eval(), make().double()
+    truth.load_state_dict(model.state_dict())
+    return model, truth
+
+
+def recurrent_models(settings: Settings) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """Ours and the named peers', each also compiled, by their contenders' names."""
+    model, truth = with_truth(lambda: our_model(settings))
+    compiled = deepcopy(model)
+    backend = "aot_eager" if settings.quick else "inductor"
+    compile_blocks(compiled.model.layers, Path(default_cache_dir()), backend)
+    ours = {"ours, recurrent": (model, truth), "ours, recurrent, compiled": (compiled, truth)}
+    peers, config = {}, model.config
+    for peer in settings.peers.values():
+        for name, make in peer.decoders(config).items():
+            model, truth = with_truth(make)
+            peers[name] = model, truth
+            peers[f"{name}, compiled"] = compile_layers(deepcopy(model), settings), truth
+    return ours, peers
+
+
+def llama_decoders(
+    settings: Settings, model: LlamaForCausalLM, truth: nn.Module, context: int
+) -> dict[str, Contender]:
+    """Llama with the caches that transformers has; compiled whole, as its `generate` does it."""
+    vocabulary, config = our_config(settings).vocab_size, model.config
+    compiled = deepcopy(model)
+    compiled.compile(dynamic=False, backend="aot_eager" if settings.quick else "inductor")
+
+    def static() -> Cache:
+        return StaticCache(config=config, max_cache_len=context + TOKENS * (MOST_PAIRS + 2))
+
+    found = {}
+    for name, inner, empty in (
+        ("growing cache", model, lambda: DynamicCache(config=config)),
+        ("static cache", model, static),
+        ("static cache, compiled", compiled, static),
+    ):
+        past = filled_cache(empty(), model, context)
+        found[f"Llama, {name}"] = decoder(inner, past, truth, vocabulary, empty=empty)
+    return found
+
+
 def decode(settings: Settings) -> Iterator[Comparison]:
     """C9: at 2k and 8k tokens of context."""
     vocabulary = our_config(settings).vocab_size
-
-    def build(make: Callable[[Settings], nn.Module]) -> tuple[nn.Module, nn.Module]:
-        model = make(settings).bfloat16().eval()
-        truth = make(settings).double().eval()
-        truth.load_state_dict(model.state_dict())
-        return model, truth
-
-    ours, our_truth = build(our_model)
-    theirs, their_truth = build(llama)
+    theirs = with_truth(lambda: llama(settings))
+    ours, peers = recurrent_models(settings)
     for context in (settings.size(2048, 64), settings.size(8192, 128)):
-        longest = context + TOKENS * (MOST_PAIRS + 2)
-        caches = {
-            "Llama, growing cache": DynamicCache(config=theirs.config),
-            "Llama, static cache": StaticCache(config=theirs.config, max_cache_len=longest),
-        }
+        torch.compiler.reset()  # graphs of other cases count toward the limit of graphs a function
         contenders = {
-            "ours, recurrent": decoder(
-                ours, filled_state(ours, context), our_truth, vocabulary, base=True
-            )
+            name: decoder(model, filled_state(model, context), truth, vocabulary, base=True)
+            for name, (model, truth) in ours.items()
         }
-        for name, cache in caches.items():
-            past = filled_cache(cache, theirs, context)
-            contenders[name] = decoder(theirs, past, their_truth, vocabulary)
+        contenders |= llama_decoders(settings, *theirs, context)
+        for name, (model, truth) in peers.items():
+            contenders[name] = decoder(model, model.filled(BATCH, context), truth, vocabulary)
         yield Comparison(
             f"one token of {BATCH} sequences, bfloat16, context {context}",
             contenders,

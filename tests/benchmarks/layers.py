@@ -1,30 +1,26 @@
-"""C3, C4, C5, C10 and C11: the multi-scale retention layer beside others' and beside attention.
+"""C3, C4, C5 and C11: the multi-scale retention layer beside others' and beside attention.
 
 Weights and inputs are the same for every retention layer, so one float64 computation of the
 definition judges them all; what a forward pass computes once for all layers (positions, decays) is
 computed before the clock starts, for everybody.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from retnet import RetNetConfig
 from retnet.kernels import Kernels, reference, select_kernels
+from retnet.models.fused import FusedLinear
 from retnet.models.retention import Form, MultiScaleRetention
 from retnet.models.rotary import Positions, token_positions
 from tests.benchmarks.measure import Case, Comparison, Contender, Settings, relative_error
 
 CHUNKS = (64, 128, 256)
-ROOT = Path(__file__).parents[2]
 
 
 class RetentionLayer(nn.Module):
@@ -67,14 +63,22 @@ class AttentionLayer(nn.Module):
 
 
 def run_layer(layer: nn.Module, backward: bool, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
-    """y and, with `backward`, the gradients of x and of the weights in the order of their names."""
+    """y and, with `backward`, the gradients of x and of the weights in the order of their names;
+    fused projections count as the separate ones that they are rows of."""
     with torch.set_grad_enabled(backward):
         x = x.detach().requires_grad_(backward)
         y = layer(x)
     if not backward:
         return (y,)
-    weights = [weight for _, weight in sorted(layer.named_parameters())]
-    return (y.detach(), *torch.autograd.grad(y, [x, *weights], dy))
+    names, weights = zip(*layer.named_parameters(), strict=True)
+    dx, *gradients = torch.autograd.grad(y, [x, *weights], dy)
+    found = dict(zip(names, gradients, strict=True))
+    for name, module in layer.named_modules():
+        if isinstance(module, FusedLinear):
+            parent = name.rpartition(".")[0]
+            rows = module.rows(found.pop(f"{name}.weight"))
+            found |= {f"{parent}.{part}.weight": value for part, value in rows.items()}
+    return (y.detach(), dx, *(gradient for _, gradient in sorted(found.items())))
 
 
 def layer_config(settings: Settings) -> RetNetConfig:
@@ -92,7 +96,7 @@ def layer_config(settings: Settings) -> RetNetConfig:
 
 def initial_weights(config: RetNetConfig) -> dict[str, Tensor]:
     """Weights under which every part of the layer has outputs of order one."""
-    weights = MultiScaleRetention(config, select_kernels()).state_dict()
+    weights = MultiScaleRetention(config, select_kernels()).state_dict()  # their public names
     return {name: torch.randn_like(w) * w.shape[1] ** -0.5 for name, w in weights.items()}
 
 
@@ -130,6 +134,7 @@ def ours(
     backward: bool,
     chunks: tuple[int, ...] = CHUNKS,
     segment_start: Tensor | None = None,
+    again: Callable[[nn.Module], nn.Module] | None = None,
 ) -> tuple[dict[str, Contender], Callable]:
     """Our layer, a contender for each chunk size, and the truth about it."""
 
@@ -144,12 +149,19 @@ def ours(
     truth = truth_of(build(128, torch.float64, defined), backward)
     linear = sum(w.numel() for w in weights.values())
     work = time * (2.0 * linear + 4.0 * config.key_dim * config.value_dim)
-    return {
-        f"ours, chunk {chunk}": contender(
-            build(chunk, dtype, kernels), truth, backward, work, base=True
-        )
-        for chunk in chunks
-    }, truth
+    found = {}
+    for chunk in chunks:
+        layer, name = build(chunk, dtype, kernels), f"ours, chunk {chunk}"
+        if again:
+            layer, name = again(layer), f"{name}, compiled"
+        found[name] = contender(layer, truth, backward, work, base=True)
+    return found, truth
+
+
+def compiled(layer: nn.Module, settings: Settings) -> nn.Module:
+    """The layer, compiled in place when it first runs; in a quick run without making code of it."""
+    layer.compile(dynamic=False, backend="aot_eager" if settings.quick else "inductor")
+    return layer
 
 
 def compare(
@@ -160,9 +172,18 @@ def compare(
     weights, width = initial_weights(config), config.hidden_size
     chunks = CHUNKS if time <= 4096 else CHUNKS[1:]  # at length, turns take seconds
     contenders, truth = ours(config, weights, time, dtype, backward, chunks)
+    # Compiling takes seconds for each; it is for training, and bfloat16 is what one trains in.
+    compiles = backward and dtype == torch.bfloat16
+    if compiles:
+        again = partial(compiled, settings=settings)
+        contenders |= ours(config, weights, time, dtype, backward, chunks[-2:], again=again)[0]
     work = next(iter(contenders.values())).work / (3 if backward else 1)
     for peer in settings.peers.values():
-        for name, layer in peer.layers(config, weights, time, dtype).items():
+        layers = peer.layers(config, weights, time, dtype)
+        if compiles:
+            copies = {name: deepcopy(layer) for name, layer in layers.items()}
+            layers |= {f"{n}, compiled": compiled(c, settings) for n, c in copies.items()}
+        for name, layer in layers.items():
             if parallel or "parallel" not in name:
                 contenders[name] = contender(layer, truth, backward, work)
             if parallel and "parallel" in name:  # ten T x T tensors or so, decays in float32
@@ -172,6 +193,9 @@ def compare(
     own = truth_of(deepcopy(attention).double(), backward) if time <= 4096 else None
     work = time * (8.0 * width**2 + 2.0 * time * width)  # causal: half of the scores
     contenders["SDPA attention"] = contender(attention, own, backward, work)
+    if compiles:
+        again = compiled(deepcopy(attention), settings)
+        contenders["SDPA attention, compiled"] = contender(again, own, backward, work)
     dtype_name = str(dtype).removeprefix("torch.")
     what = "forward and backward" if backward else "forward"
     return Comparison(
@@ -213,51 +237,6 @@ def packed(settings: Settings) -> Iterator[Comparison]:
         )
 
 
-def longer(settings: Settings, backward: bool = True) -> Comparison:
-    """C4's comparison, which C10 weighs instead of timing it."""
-    return compare(settings, settings.size(4096, 512), torch.bfloat16, backward)
-
-
-def peak_memory(settings: Settings) -> Iterator[Comparison]:
-    """C10: each contender of C4 in a process of its own."""
-    contenders = longer(settings).contenders
-    names = list(contenders)[-2:] if settings.quick else list(contenders)
-
-    def weigh(name: str) -> float:
-        # The bench's own command line again, so that the child has the same sizes and peers.
-        command = [sys.executable, "-m", "tests.benchmarks", *sys.argv[1:], "--weigh", name]
-        threads = str(torch.get_num_threads())
-        environment = os.environ | {"OMP_NUM_THREADS": threads}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
-        )
-        return float(done.stdout)
-
-    yield Comparison(
-        "peak of C4's forward and backward, over what the process held before",
-        {name: Contender(partial(weigh, name), base=contenders[name].base) for name in names},
-        unit="MiB",
-    )
-
-
-def weigh(settings: Settings, name: str) -> float:
-    """In a child of C10: MiB that the named contender's first turn takes beyond what is there.
-
-    VmHWM is this process's own high-water mark; getrusage's maxrss would begin at the parent's.
-    """
-    comparison = longer(settings)
-    inputs = comparison.draw()
-    before = status_of_process("VmRSS")
-    comparison.contenders[name].run(*inputs)
-    return status_of_process("VmHWM") - before
-
-
-def status_of_process(key: str) -> float:
-    """MiB, from the kernel's account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
-
-
 CASES = (
     Case(
         "c3",
@@ -266,6 +245,5 @@ CASES = (
     ),
     Case("c4", "retention layer, T 4096", partial(at_length, real=4096)),
     Case("c5", "retention layer, T 16384", partial(at_length, real=16384, parallel=False)),
-    Case("c10", "retention layer, peak memory", peak_memory),
     Case("c11", "retention layer, packed documents", packed),
 )

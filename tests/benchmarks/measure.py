@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from tests.benchmarks.peers import Peer
@@ -77,6 +76,8 @@ class Comparison:
     "What `work` is measured by: bfloat16, float32 (GEMM) or copy."
     unit: str = "ms"
     "ms, or MiB for what `run` returns."
+    device: str = "cpu"
+    "Where the ceiling is measured: cpu or cuda."
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def measure(comparison: Comparison, settings: Settings) -> Result:
         work = contenders[row.name].work
         if work and comparison.ceiling and comparison.unit == "ms":
             share = work / (row.median * 1e-3)
-            row.share = share / ceiling(comparison.ceiling, torch.get_num_threads(), settings.quick)
+            threads = torch.get_num_threads()
+            best_rate = ceiling(comparison.ceiling, threads, settings.quick, comparison.device)
+            row.share = share / best_rate
         if best:
             row.ratio_of_medians = row.median / best.median
             row.ratio_of_minima = min(row.values) / min(best.values)
@@ -171,9 +174,17 @@ def take_turn(contender: Contender, inputs: tuple) -> tuple[float, Any]:
     if contender.prepare:
         contender.prepare(*inputs)
     gc.collect()
+    await_gpu()
     started = time.perf_counter()
     outputs = contender.run(*inputs)
+    await_gpu()
     return time.perf_counter() - started, outputs
+
+
+def await_gpu() -> None:
+    """Waits for what was launched on a GPU, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def fitting(contenders: dict[str, Contender]) -> tuple[dict[str, Contender], list[str]]:
@@ -208,16 +219,18 @@ def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 @cache
-def ceiling(kind: str, threads: int, quick: bool = False) -> float:
+def ceiling(kind: str, threads: int, quick: bool = False, device: str = "cpu") -> float:
     """The best this machine did of a GEMM 1536^3 in bfloat16 or float32 (FLOP/s), or of a copy of
-    256 MB (bytes read and written, per second)."""
+    256 MB (bytes read and written, per second); on a GPU of 8192^3 and of 2 GB."""
+    gpu = device == "cuda"
     if kind == "copy":
-        source = torch.empty(2**20 if quick else 2**28, dtype=torch.uint8).fill_(1)
+        size = 2**20 if quick else 2**31 if gpu else 2**28
+        source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
         target = torch.empty_like(source).fill_(0)
         work, run = 2.0 * source.numel(), lambda: target.copy_(source)
     else:
-        side = 128 if quick else 1536
-        a, b = (torch.randn(side, side).to(getattr(torch, kind)) for _ in range(2))
+        side = 128 if quick else 8192 if gpu else 1536
+        a, b = (torch.randn(side, side, device=device).to(getattr(torch, kind)) for _ in range(2))
         work, run = 2.0 * side**3, lambda: a @ b
     with use_threads(threads):
         seconds = [take_turn(Contender(run), ())[0] for _ in range(2 if quick else 8)]
@@ -233,14 +246,3 @@ def use_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def recorded_flops(run: Callable[[], Any]) -> int:
-    """FLOPs of the matrix products that torch saw during `run`, those of backward included.
-
-    Elementwise work does not count, and neither does attention on a CPU, which torch has no formula
-    for.
-    """
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()

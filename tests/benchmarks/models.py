@@ -52,6 +52,10 @@ def llama(settings: Settings) -> LlamaForCausalLM:
     )
 
 
+LONGEST = 2048
+"Tokens for which the parallel form in float64 is still quick."
+
+
 class Logits(nn.Module):
     """A transformers model as a function: ids [B, T] -> logits [B, T, vocabulary]."""
 
@@ -92,10 +96,25 @@ def llama_flops(model: LlamaForCausalLM, time: int) -> float:
     return time * (6.0 * linear + attention)
 
 
-def logits_error(found: nn.Module, fresh: Callable[[], nn.Module], vocabulary: int) -> float:
-    """How far the logits of `found` are from those of `fresh()` in float64 with its weights."""
+def logits_error(found: nn.Module, fresh: Callable[[], nn.Module], ids: Tensor) -> float:
+    """How far the logits of `found` for `ids` are from those of `fresh()` in float64 with its
+    weights. Long rows are cut: there what is compiled for whole rows runs uncompiled."""
     truth = fresh().double()
     truth.load_state_dict(found.state_dict())
-    ids = torch.randint(vocabulary, (1, 512))
+    cut = ids.shape[1] > LONGEST
+    with torch.compiler.set_stance("force_eager" if cut else "default"):
+        ids = ids[:, :512] if cut else ids
+        logits = found(ids).detach()  # with gradients, as in a step: the same graphs
     with torch.no_grad():  # not inference_mode: some peers keep tables from here for their steps
-        return relative_error([found(ids)], [truth(ids)])
+        return relative_error([logits], [truth(ids)])
+
+
+def compile_layers(module: nn.Module, settings: Settings) -> nn.Module:
+    """The same, each of its layers compiled in place when it first runs; in a quick run without
+    making code of it."""
+    backend = "aot_eager" if settings.quick else "inductor"
+    for name, layers in module.named_modules():
+        if isinstance(layers, nn.ModuleList) and name.endswith("layers"):
+            for layer in layers:
+                layer.compile(dynamic=False, backend=backend)
+    return module

@@ -18,14 +18,23 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from retnet import RetNetConfig
+from tests.benchmarks.peer_modules import (
+    Calling,
+    CastPositions,
+    Recurrent,
+    TorchScaleLayer,
+    syncdoth_step,
+    torchscale_operator,
+    torchscale_step,
+)
 
 CHUNK = 512
 "The published chunk size of the chunkwise form."
 Layers = dict[str, nn.Module]
 Models = dict[str, Callable[[], nn.Module]]
+Operators = dict[str, Callable[..., Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,11 @@ class Peer:
     "Of our config: by name, what builds a model of its sizes, token ids [B, T] to logits."
     layers: Callable[[RetNetConfig, dict[str, Tensor], int, torch.dtype], Layers]
     "Of our config, our layer's weights, T and dtype: by name, layers x [1, T, D] -> same."
+    decoders: Callable[[RetNetConfig], Models] = lambda config: {}
+    "Of our config: by name, what builds a `Recurrent` model of its sizes."
+    operators: Callable[[RetNetConfig, int, int, torch.dtype], Operators] = lambda *args: {}
+    "Of our config, T, chunk size and dtype: by name, retention alone, up to a positive factor for "
+    "each token and head: q, k [1, T, H, K], v [1, T, H, V], log_decay [H] -> as many as v."
 
 
 def open_peers(named: list[str]) -> dict[str, Peer]:
@@ -90,52 +104,6 @@ TIMM = {
 FAIRSCALE = {"fairscale": {}, "fairscale.nn": {"checkpoint_wrapper": unused, "wrap": unused}}
 
 
-def cast(tensors: Any, dtype: torch.dtype) -> Any:
-    """A tree with its tensors in `dtype`."""
-    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) else x, tensors)
-
-
-class CastPositions(nn.Module):
-    """A peer's module of positions, giving what it computes in the dtype of `weight`."""
-
-    def __init__(self, inner: nn.Module, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.inner = inner
-        self.owner = (weight,)  # in a tuple: a weight of another module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return cast(self.inner(*args, **kwargs), self.owner[0].dtype)
-
-
-class Calling(nn.Module):
-    """A model behind one function of it: ids -> logits."""
-
-    def __init__(self, inner: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.inner = inner
-        self.call = call
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.call(self.inner, ids)
-
-
-class TorchScaleLayer(nn.Module):
-    """torchscale's layer in one form: x [1, T, D] -> same. Positions are made at the first call."""
-
-    def __init__(self, retention: nn.Module, positions: nn.Module, chunkwise: bool) -> None:
-        super().__init__()
-        self.retention = retention
-        self.positions = (positions,)  # in a tuple: its buffers stay float32
-        self.chunkwise = chunkwise
-        self.made: Any = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.made is None:
-            made = self.positions[0](x.shape[1], chunkwise_recurrent=self.chunkwise)
-            self.made = cast(made, x.dtype)
-        return self.retention(x, self.made, chunkwise_recurrent=self.chunkwise)
-
-
 def open_torchscale(folder: Path) -> Peer:
     """microsoft/torchscale."""
     import_package(folder, "torchscale")
@@ -143,15 +111,19 @@ def open_torchscale(folder: Path) -> Peer:
         config_class = importlib.import_module("torchscale.architecture.config").RetNetConfig
         theirs = importlib.import_module("torchscale.architecture.retnet")
 
-    def translate(config: RetNetConfig, chunkwise: bool) -> Any:
+    def translate(config: RetNetConfig, chunkwise: bool, chunk: int = CHUNK) -> Any:
         return config_class(
             **published_sizes(config),
             vocab_size=config.vocab_size,
             chunkwise_recurrent=chunkwise,
-            recurrent_chunk_size=CHUNK,
+            recurrent_chunk_size=chunk,
         )
 
-    def build(config: RetNetConfig, chunkwise: bool) -> nn.Module:
+    def make(args: Any, config: RetNetConfig) -> nn.Module:
+        sizes = config.hidden_size, config.value_dim, config.num_heads
+        return theirs.MultiScaleRetention(args, *sizes)
+
+    def build(config: RetNetConfig, chunkwise: bool) -> Calling:
         embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         decoder = theirs.RetNetDecoder(translate(config, chunkwise), embedding)
         decoder.retnet_rel_pos = CastPositions(decoder.retnet_rel_pos, embedding.weight)
@@ -163,13 +135,20 @@ def open_torchscale(folder: Path) -> Peer:
         found = {}
         for name, chunkwise in (("parallel", False), (f"chunk {CHUNK}", True)):
             args = translate(config, chunkwise)
-            retention = theirs.MultiScaleRetention(
-                args, config.hidden_size, config.value_dim, config.num_heads
-            )
+            retention = make(args, config)
             retention.load_state_dict(weights)
             positions = theirs.RetNetRelPos(args)
             layer = TorchScaleLayer(retention.to(dtype), positions, chunkwise)
             found[f"torchscale, {name}"] = layer
+        return found
+
+    def operators(config: RetNetConfig, time: int, chunk: int, dtype: torch.dtype) -> Operators:
+        found = {}
+        for name, chunkwise in (("parallel", False), (f"chunk {chunk}", True)):
+            args = translate(config, chunkwise, chunk)
+            found[f"torchscale, {name}"] = torchscale_operator(
+                make(args, config), theirs.RetNetRelPos(args), time, chunkwise, dtype
+            )
         return found
 
     return Peer(
@@ -178,6 +157,10 @@ def open_torchscale(folder: Path) -> Peer:
             f"torchscale, chunk {CHUNK}": lambda: build(config, True),
         },
         layers,
+        lambda config: {
+            "torchscale, recurrent": lambda: Recurrent(build(config, False), torchscale_step, dict)
+        },
+        operators,
     )
 
 
@@ -191,7 +174,7 @@ def open_syncdoth(folder: Path) -> Peer:
         theirs = importlib.import_module("syncdoth_retnet.modeling_retnet")
     del transformers.top_k_top_p_filtering
 
-    def build(config: RetNetConfig, form: str) -> nn.Module:
+    def build(config: RetNetConfig, form: str) -> Calling:
         model = theirs.RetNetForCausalLM(
             config_class(
                 **published_sizes(config),
@@ -210,6 +193,11 @@ def open_syncdoth(folder: Path) -> Peer:
             name: lambda form=form: build(config, form) for name, form in names.items()
         },
         lambda *args: {},  # torchscale's again
+        lambda config: {
+            "syncdoth, recurrent": lambda: Recurrent(
+                build(config, "parallel"), syncdoth_step, lambda: None
+            )
+        },
     )
 
 

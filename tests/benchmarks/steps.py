@@ -1,14 +1,11 @@
-"""C6, C7, C8 and C13: the training step through the engine, what the engine adds to a bare loop,
-the optimizer alone, and the loader that has to keep ahead."""
+"""C6, C7 and C8: the training step through the engine, what the engine adds to a bare loop, and
+the optimizer alone."""
 
-import atexit
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, redirect_stdout
+from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -16,18 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.loader import Loader
-from data.prepare import prepare
-from data.sources import DataConfig, SourceKind
-from data.tokenizer import TokenizerConfig
 from launch.world import join_world
 from retnet.training.engine import EngineConfig, Precision, gather_weights, start_engine
-from retnet.training.optimizer import OptimizerConfig, build_optimizer
-from retnet.training.step import StepResult, train_step
+from retnet.training.optimizer import OptimizerConfig, Update, build_optimizer
+from retnet.training.step import StepResult, read_steps, train_step
 from tests.benchmarks.measure import Case, Comparison, Contender, Settings, relative_error
 from tests.benchmarks.models import (
     Logits,
     WithLoss,
+    compile_layers,
     llama,
     llama_flops,
     logits_error,
@@ -44,15 +38,17 @@ OPTIMIZER = OptimizerConfig(learning_rate=RATE, gradient_clipping=1.0)
 Batch = dict[str, Tensor]
 
 
-def engine_of(module: nn.Module) -> "DeepSpeedEngine":
-    """Our engine in bfloat16 at ZeRO stage 1, one sequence a step, one process."""
+def engine_of(
+    module: nn.Module, optimizer: OptimizerConfig = OPTIMIZER, stage: int = 1
+) -> "DeepSpeedEngine":
+    """Our engine in bfloat16, one sequence a step, one process."""
     if not dist.is_initialized():
         join_world()
-    engine_config = EngineConfig(stage=1, dtype=Precision.bfloat16)
+    engine_config = EngineConfig(stage=stage, dtype=Precision.bfloat16)
     with redirect_stdout(io.StringIO()):  # DeepSpeed prints its memory, the table is ours
         return start_engine(
             module,
-            OPTIMIZER,
+            optimizer,
             engine_config,
             global_batch_size=1,
             micro_batch_size=1,
@@ -68,54 +64,69 @@ def draw_batch(settings: Settings, time: int) -> tuple[Batch]:
 
 def step_contender(
     settings: Settings,
-    build: Callable[[], nn.Module],
+    module: nn.Module,
+    logits: nn.Module,
+    truth: Callable[[], nn.Module],
     work: float | None = None,
-    truth: Callable[[], nn.Module] | None = None,
     base: bool = False,
 ) -> Contender:
-    """Steps of the model that `build` builds, ids to logits; judged by `truth`'s logits."""
-    engine = engine_of(WithLoss(build()))
+    """Steps of `module`; `logits` is its function from ids to logits and judged by `truth`'s."""
+    engine = engine_of(module)
 
     def run(batch: Batch) -> StepResult:
-        return train_step(engine, [batch], learning_rate=RATE, seed=0, step=0)
+        queued = train_step(engine, [batch], learning_rate=RATE, seed=0, step=0)
+        return read_steps(engine, [queued])[0]
 
     def check(inputs: tuple, result: StepResult) -> float:
-        vocabulary = our_config(settings).vocab_size
-        return logits_error(engine.module.logits, truth or build, vocabulary)
+        return logits_error(logits, truth, inputs[0]["input_ids"])
 
     return Contender(run, base=base, check=check, work=work)
 
 
-def our_step(settings: Settings, time: int) -> Contender:
-    """Ours; the parallel form in float64 is the truth about the chunkwise one."""
+def our_step(settings: Settings, time: int, compiled: bool = False) -> Contender:
+    """Ours as train.py trains it; the parallel form in float64 is the truth about the chunkwise
+    one."""
+    model = our_model(settings)
     return step_contender(
         settings,
-        lambda: Logits(our_model(settings)),
-        work=our_flops(our_model(settings), time),
+        compile_layers(model, settings) if compiled else model,
+        Logits(model),
         truth=lambda: Logits(our_model(settings), forward_mode="parallel"),
+        work=our_flops(model, time),
         base=True,
     )
 
 
+def their_steps(
+    settings: Settings, name: str, build: Callable[[], nn.Module], work: float
+) -> dict[str, Contender]:
+    """A peer's, ids to logits and then the loss as transformers has it; plain and compiled."""
+    found = {}
+    for title in (name, f"{name}, compiled"):
+        logits = build() if title == name else compile_layers(build(), settings)
+        found[title] = step_contender(settings, WithLoss(logits), logits, build, work)
+    return found
+
+
 def whole_steps(settings: Settings) -> Iterator[Comparison]:
-    """C6: ours beside Llama and the named peers, in the same engine with the same step."""
+    """C6: ours beside Llama and the named peers, in the same engine with the same update."""
     for time, parallel in ((settings.size(2048, 512), True), (settings.size(8192, 1024), False)):
         ours = our_step(settings, time)
-        contenders = {"ours": ours}
+        contenders = {"ours": ours, "ours, compiled": our_step(settings, time, compiled=True)}
         flops = llama_flops(llama(settings), time)
-        contenders["Llama, SDPA"] = step_contender(settings, lambda: Logits(llama(settings)), flops)
+        contenders |= their_steps(settings, "Llama, SDPA", lambda: Logits(llama(settings)), flops)
         config = our_model(settings).config
         for peer in settings.peers.values():
             for name, build in peer.models(config).items():
                 if parallel or "parallel" not in name:
-                    contenders[name] = step_contender(settings, build, ours.work)
+                    contenders |= their_steps(settings, name, build, ours.work)
         title = f"train step, bfloat16, T {time}, batch 1, ZeRO-1"
         yield Comparison(title, contenders, partial(draw_batch, settings, time), "bfloat16")
 
 
 def bare_loop(settings: Settings) -> Contender:
     """The same step written out: bfloat16 weights, float32 masters, clipping, fused AdamW."""
-    model = WithLoss(Logits(our_model(settings)))
+    model = our_model(settings)
     optimizer = build_optimizer(model, OPTIMIZER)  # its groups hold the float32 weights
     weights = list(model.parameters())
     masters = [nn.Parameter(weight.detach().clone()) for weight in weights]
@@ -138,7 +149,7 @@ def bare_loop(settings: Settings) -> Contender:
 
     def check(inputs: tuple, loss: float) -> float:
         truth = partial(Logits, our_model(settings), forward_mode="parallel")
-        return logits_error(model.logits, truth, our_config(settings).vocab_size)
+        return logits_error(Logits(model), truth, inputs[0]["input_ids"])
 
     return Contender(run, check=check)
 
@@ -171,15 +182,20 @@ def optimizers(settings: Settings) -> Iterator[Comparison]:
     torch.manual_seed(0)
     start = Given(count, side).bfloat16().state_dict()
 
-    module = Given(count, side)
-    module.load_state_dict(start)
-    engine = engine_of(module)
+    def engine_contender(update: Update, stage: int, base: bool = False) -> Contender:
+        """The engine's step; its gradients are summed before the clock starts."""
+        module = Given(count, side)
+        module.load_state_dict(start)
+        engine = engine_of(module, replace(OPTIMIZER, update=update), stage)
 
-    def backward(gradients: list[Tensor]) -> None:
-        engine.backward(engine(gradients).loss)
+        def backward(gradients: list[Tensor]) -> None:
+            engine.backward(engine(gradients).loss)
 
-    def step(gradients: list[Tensor]) -> None:
-        engine.step()
+        def step(gradients: list[Tensor]) -> None:
+            engine.step()
+
+        found = partial(check, lambda: gather_weights(engine).values())
+        return Contender(step, base, found, backward, work=work)
 
     weights = list(start.values())
     masters = [nn.Parameter(weight.float()) for weight in weights]
@@ -209,9 +225,10 @@ def optimizers(settings: Settings) -> Iterator[Comparison]:
         return relative_error(found, right)
 
     contenders = {
-        "our engine's step": Contender(
-            step, True, partial(check, lambda: gather_weights(engine).values()), backward, work=work
-        ),
+        "our engine's step, ZeRO-1": engine_contender(Update.fused, 1, base=True),
+        "our engine's step, ZeRO-2": engine_contender(Update.fused, 2),
+        "DeepSpeed's own step (stock), ZeRO-1": engine_contender(Update.stock, 1),
+        "DeepSpeed's own step (stock), ZeRO-2": engine_contender(Update.stock, 2),
         "torch AdamW fused, clip_grad_norm_": Contender(
             plain_step, False, partial(check, lambda: masters), take, work=work
         ),
@@ -222,50 +239,8 @@ def optimizers(settings: Settings) -> Iterator[Comparison]:
     )
 
 
-def data_config(settings: Settings) -> DataConfig:
-    """The quickstart's text; in a quick run a small part of it, leaving no tokenizer behind."""
-    if not settings.quick:
-        return DataConfig()
-    files = str(Path(json.__file__).parent / "*.py")
-    cache = TemporaryDirectory()
-    atexit.register(cache.cleanup)
-    return DataConfig(
-        kind=SourceKind.files,
-        files=files,
-        streams=2,
-        validation_fraction=0.2,
-        cache=cache.name,
-    )
-
-
-def feeding(settings: Settings) -> Iterator[Comparison]:
-    """C13: one row from the loader beside the step that consumes it."""
-    time, rows = settings.size(2048, 512), settings.size(256, 4)
-    loader = Loader(
-        (data := data_config(settings)),
-        *prepare(data, TokenizerConfig(vocab_size=settings.size(4096, 1000))),
-        seed=0,
-        sequence_length=time,
-        global_batch_size=1,
-        micro_batch_size=1,
-        rank=0,
-        world_size=1,
-    )
-    with closing(loader):
-        steps = loader.steps(0)
-
-        def load(batch: Batch) -> None:
-            for _ in range(rows):
-                next(steps)
-
-        contenders = {"model step": our_step(settings, time), "loader": Contender(load, parts=rows)}
-        title = f"one row of {time} tokens"
-        yield Comparison(title, contenders, partial(draw_batch, settings, time))
-
-
 CASES = (
     Case("c6", "training step of 23 million parameters", whole_steps, threads=2),
     Case("c7", "engine and step beside a bare loop", overhead, threads=2),
     Case("c8", "optimizer step", optimizers, threads=2),
-    Case("c13", "loader beside the model", feeding, threads=2),
 )

@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.files import FileSource
 from data.loader import Batch, Loader, check_layout
 from data.order import is_held_out
 from data.packing import IGNORED
@@ -202,6 +204,61 @@ def test_cursors_are_of_rows_handed_out_and_not_of_rows_made_ahead(loaders: Open
     next(steps)
     assert [where[3] for where in loader.cursors().values()] == [1] * STREAMS
     loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_placing_a_step_ahead_changes_neither_rows_nor_cursors(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]], workers: int
+) -> None:
+    begun: list[torch.Tensor] = []
+
+    def place(batches: list[Batch]) -> Callable[[], list[Batch]]:
+        begun.append(torch.cat([stack(batch) for batch in batches]))
+        return lambda: batches
+
+    with closing(loaders.open(workers=workers)) as loader:
+        steps = loader.steps(0, place=place)
+        for number, (wanted, cursors) in enumerate(expected[:20], start=1):
+            got = torch.cat([stack(batch) for batch in next(steps)])
+            assert torch.equal(got, wanted) and loader.cursors() == cursors
+            assert len(begun) == number + 1 and torch.equal(begun[-1], expected[number][0])
+
+
+class Watched(FileSource):
+    """Remembers where it was asked to begin."""
+
+    asked: list[tuple[int, int]]
+
+    def documents(
+        self, stream: int, num_streams: int, epoch: int, seed: int, skip: int = 0
+    ) -> Iterator[str]:
+        self.asked.append((epoch, skip))
+        return super().documents(stream, num_streams, epoch, seed, skip)
+
+
+def test_resuming_reads_from_the_cursors_on_and_nothing_before(
+    loaders: Opener, expected: list[tuple[torch.Tensor, Cursors]]
+) -> None:
+    paths = sorted(loaders.folder.glob("*.txt"))
+    source = Watched(loaders.folder, paths, "data.files")
+    source.asked = []
+    loader = Loader(
+        loaders.config(),
+        source,
+        loaders.tokenizer,
+        seed=3,
+        sequence_length=LENGTH,
+        global_batch_size=GLOBAL,
+        micro_batch_size=MICRO,
+        rank=0,
+        world_size=1,
+    )
+    cursors = expected[40][1]
+    got = torch.cat([stack(batch) for batch in next(loader.steps(41 * GLOBAL, cursors))])
+    assert torch.equal(got, expected[41][0])
+    asked = source.asked[:STREAMS]
+    assert asked == [tuple(cursors[str(stream)][:2]) for stream in range(STREAMS)]
+    assert all(epoch > 0 for epoch, _ in asked)
 
 
 def test_no_training_row_has_held_out_text(

@@ -1,6 +1,7 @@
 """The tokenizer loses nothing, is made the same way twice, and exports to the same ids."""
 
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,13 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from data.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer, train_tokenizer
+from data.tokenizer import (
+    ESCAPED_SPACE,
+    Tokenizer,
+    TokenizerConfig,
+    open_tokenizer,
+    train_tokenizer,
+)
 
 AWKWARD = [
     *(" ", "  ", "\t", "\n", "\r\n", "\0", "\u2581", "\u2581\u2581 ", "<s>", "</s>", "<unk>"),
@@ -47,6 +54,37 @@ def test_an_exported_tokenizer_gives_the_same_ids_and_text(
     assert Tokenizer(tmp_path / "tokenizer.model").encode(library[0]) == tokenizer.encode(
         library[0]
     )
+
+
+@pytest.mark.parametrize("across_lines", [False, True])
+def test_a_text_encoded_in_parts_has_the_ids_of_the_whole(
+    library: list[str], tmp_path: Path, across_lines: bool
+) -> None:
+    """Also with a model that has pieces across the ends of lines, which must stay whole."""
+    if across_lines:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(text[:1000] for text in library[:80]),
+            model_prefix=str(tmp_path / "a"),
+            model_type="bpe",
+            vocab_size=500,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_by_whitespace=False,
+            split_by_unicode_script=False,
+            minloglevel=2,
+        )
+    else:
+        train_tokenizer(library[:20], tmp_path / "a.model", 500)
+    tokenizer = Tokenizer(tmp_path / "a.model")
+    whole = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
+    pieces = [whole.id_to_piece(index) for index in range(whole.vocab_size())]
+    assert across_lines == any(re.search(r"[^\n]\n", piece) for piece in pieces)
+    awkward = ["\n".join(awkward_texts(100)), 3000 * "\n", 300 * "a\n\n", "\n" + 999 * "b" + "\n"]
+    for text in [*library, *awkward]:
+        text = text.replace(ESCAPED_SPACE, "")
+        assert tokenizer.encode(text) == whole.encode(text)
 
 
 def test_newline_and_indentation_are_pieces(tokenizer: Tokenizer) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from retnet import NucleusXConfig, NucleusXForCausalLM, RetNetConfig, RetNetForCausalLM
+from retnet.kernels import Kernels
 
 VOCABULARY = 400
 PLAIN_PIECES = 3 + 256
@@ -18,7 +19,9 @@ SIZES = dict(
 )
 
 
-def build_model(architecture: str, **changes) -> RetNetForCausalLM | NucleusXForCausalLM:
+def build_model(
+    architecture: str, kernels: Kernels | None = None, **changes
+) -> RetNetForCausalLM | NucleusXForCausalLM:
     """ "retnet" or "nucleus_x" in evaluation mode, with the same weights every time.
 
     Its head is large, so that the best token leads clearly and rounding decides nothing.
@@ -30,4 +33,4 @@ def build_model(architecture: str, **changes) -> RetNetForCausalLM | NucleusXFor
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = config_class(**SIZES | dict(lm_head_initializer_range=1.0) | changes)
-        return model_class(config).eval()
+        return model_class(config, kernels).eval()

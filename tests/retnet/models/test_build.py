@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from retnet import NucleusXForCausalLM, RetNetForCausalLM
 from retnet.kernels import select_kernels
@@ -54,6 +55,22 @@ def test_flops_are_counted_as_the_docstring_says():
     + 3*32*40 = 10,496 weights, the head 32*53 = 1,696; retention adds 12 L H K V."""
     model = build_model(small(), select_kernels(), seed=0)
     assert flops_per_token(model) == 6 * (2 * 10_496 + 1_696) + 12 * 2 * 2 * 16 * 24
+
+
+@pytest.mark.parametrize(
+    ("architecture", "gated"),
+    [(Architecture.retnet, True), (Architecture.retnet, False), (Architecture.nucleus_x, True)],
+)
+def test_flops_per_token_are_what_torch_records(architecture, gated):
+    """torch counts matrix products alone. In the recurrent form, the definition of the count, k v^T
+    is elementwise: it costs as much as q S, which is counted, forward and backward."""
+    config = small(architecture=architecture, gated=gated)
+    model, ids = build_model(config, select_kernels(), seed=0), torch.randint(53, (2, 8))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels=ids, forward_mode="recurrent", use_cache=False).loss.backward()
+    elementwise = 6.0 * config.num_layers * (config.hidden_size // 2) * config.value_dim
+    counted = counter.get_total_flops() / ids.numel() + elementwise
+    assert counted == pytest.approx(flops_per_token(model), rel=0.02)
 
 
 def test_sizes_that_do_not_divide_name_the_keys():

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim, export
 
 from retnet import RetentionCache
+from retnet.kernels import KernelsConfig, select_kernels
 from tests.retnet.models.small_model import build_model
 
 TIMES = {"parallel": 21, "chunkwise": 21, "recurrent": 1}
@@ -121,6 +122,30 @@ def test_decoding_is_compiled_at_most_twice(architecture):
         torch.testing.assert_close(out.logits, expected.logits)
         past, eager_past = out.past_key_values, expected.past_key_values
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["separate", "fused"])
+def test_layers_that_drop_paths_more_often_with_depth_share_one_graph(architecture, fused):
+    kernels = select_kernels(KernelsConfig(fused_projections=fused))
+    noise = dict(drop_path_rate=0.6, dropout=0.1)
+    model = build_model(architecture, kernels, decoder_layers=4, **noise).train()
+    counter = CompileCounter()
+    rates = [layer.drop_path.item() for layer in model.model.layers]
+    assert rates == pytest.approx([0, 0.2, 0.4, 0.6])
+    for layer in model.model.layers:
+        layer.compile(backend=counter, fullgraph=True, dynamic=False)
+    ids = tokens(2, 16)
+    compiled = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        compiled.append(model(ids, labels=ids, forward_mode="chunkwise").loss)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+    for layer in model.model.layers:
+        layer._compiled_call_impl = None
+    torch.manual_seed(0)
+    eager = model(ids, labels=ids, forward_mode="chunkwise").loss
+    assert torch.equal(compiled[0], eager) and torch.equal(compiled[1], eager)
 
 
 def reloaded(program: torch.export.ExportedProgram) -> torch.nn.Module:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from data.tokenizer import Tokenizer, train_tokenizer
-from retnet.kernels import select_kernels
+from retnet.kernels import KernelsConfig, select_kernels
 from retnet.models.build import Architecture, ModelConfig, build_model
 from retnet.models.export import carried_code, export_model
 from retnet.models.heads import DecoderForCausalLM
@@ -40,7 +40,9 @@ PROMPT = "def f(x):\n"
 def build(name: str) -> DecoderForCausalLM:
     sizes = dict(num_layers=2, hidden_size=32, num_heads=2, value_dim=48, intermediate_size=40)
     config = ModelConfig(vocab_size=VOCABULARY, **sizes | VARIANTS[name])
-    return build_model(config, select_kernels(), seed=0).eval()
+    # Separate projections, as in what is loaded: the same arithmetic to the last bit.
+    kernels = select_kernels(KernelsConfig(fused_projections=False))
+    return build_model(config, kernels, seed=0).eval()
 
 
 def outputs(model) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import retnet
+from retnet.kernels import KernelsConfig, select_kernels
 from tests.retnet.training.processes import run
 
 LAYERS, D, VALUE, FFN, VOCABULARY = 3, 128, 192, 160, 500
@@ -49,13 +50,13 @@ VARIANTS = {
 # "Other numbers" asks for a head that is far from a uniform guess
 LANGUAGE_MODELS = [n for n in VARIANTS if "classifier" not in n and n != "other numbers"]
 SPLIT = {
-    "plain with sub-LN": "float32",
-    "with biases": "float32",
-    "with weighted head norm": "bfloat16",
-    "nucleus x tied": "float32",
-    "nucleus x classifier": "float32",
+    "plain with sub-LN": ("float32", False),
+    "with biases": ("float32", True),
+    "with weighted head norm": ("bfloat16", True),
+    "nucleus x tied": ("float32", True),
+    "nucleus x classifier": ("bfloat16", False),
 }
-"Variants that differ in which module initializes what, and a dtype."
+"Variants that differ in which module initializes what, a dtype, and whether projections are fused."
 
 
 def make_config(name: str):
@@ -63,9 +64,10 @@ def make_config(name: str):
     return getattr(retnet, class_name).config_class(**SIZES | changes)
 
 
-def build(name: str, seed: int = 0):
+def build(name: str, seed: int = 0, fused: bool = False):
+    kernels = select_kernels(KernelsConfig(fused_projections=fused))
     torch.manual_seed(seed)
-    return getattr(retnet, VARIANTS[name][0])(make_config(name))
+    return getattr(retnet, VARIANTS[name][0])(make_config(name), kernels)
 
 
 def expected(name: str, variant: str) -> tuple[str, float]:
@@ -118,15 +120,19 @@ def check(name: str, value: Tensor, kind: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_tensor_starts_as_the_table_says(variant):
-    for name, value in build(variant).state_dict().items():
+def test_every_tensor_starts_as_the_table_says_in_both_layouts(variant):
+    weights, fused = build(variant).state_dict(), build(variant, fused=True).state_dict()
+    assert fused.keys() == weights.keys()
+    for name, value in weights.items():
         check(name, value, *expected(name, variant))
+        assert torch.equal(fused[name], value), name
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["separate", "fused"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_model_built_without_numbers_gets_the_same_ones_later(variant):
+def test_a_model_built_without_numbers_gets_the_same_ones_later(variant, fused):
     with torch.device("meta"):
-        model = build(variant)
+        model = build(variant, fused=fused)
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
@@ -141,11 +147,11 @@ def test_a_model_built_without_numbers_gets_the_same_ones_later(variant):
 
 def test_a_model_split_among_ranks_while_it_is_built_gets_the_same_numbers(tmp_path: Path):
     models = {
-        variant: (VARIANTS[variant][0], SIZES | VARIANTS[variant][1], dtype)
-        for variant, dtype in SPLIT.items()
+        variant: (VARIANTS[variant][0], SIZES | VARIANTS[variant][1], dtype, fused)
+        for variant, (dtype, fused) in SPLIT.items()
     }
     for rank in run("built_in_shards", 2, tmp_path, models=models):
-        for variant, dtype in SPLIT.items():
+        for variant, (dtype, _) in SPLIT.items():
             seen, plain = rank[variant], build(variant).state_dict()
             assert seen["held"] == 0, variant  # each parameter was split when its module was built
             assert seen["tied"] == ("tied" in variant)

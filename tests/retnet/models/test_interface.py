@@ -151,8 +151,8 @@ def test_retentions_are_the_scores_that_weigh_the_values():
     assert scores.shape == (2, 2, 20, 20)
     assert not scores.triu(1).any() and not scores[1, :, :4].any() and not scores[1, :, :, :4].any()
     v = layer.v_proj(seen["x"]).view(2, 20, 2, -1)
-    o = layer.group_norm(torch.einsum("bhnm,bmhv->bnhv", scores, v)).flatten(-2)
-    y = layer.out_proj(torch.nn.functional.silu(layer.g_proj(seen["x"])) * o)
+    o = torch.einsum("bhnm,bmhv->bnhv", scores, v)
+    y = layer.out_proj(layer.group_norm(o, layer.g_proj(seen["x"])))
     torch.testing.assert_close(y, seen["y"], rtol=0, atol=1e-12)
 
 

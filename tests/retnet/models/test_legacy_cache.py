@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import DynamicCache
 
 from retnet import NucleusXConfig, NucleusXForCausalLM, NucleusXModel, RetNetForCausalLM
-from retnet.models.rotary import log_decays, normalizer, rotate, rotation_frequencies
+from retnet.kernels.rotation import rotate
+from retnet.models.rotary import log_decays, normalizer, rotation_frequencies
 from tests.retnet.models import small_model
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -63,7 +64,7 @@ def as_published(cache, config, padding: torch.Tensor, layout: str):
     angle = padding[:, None, None, None] * rotation_frequencies(config.key_dim)
     layers = []
     for state in cache.states:
-        turned = rotate(state.transpose(-1, -2), angle.cos(), angle.sin(), interleaved=True)
+        turned = rotate(state.transpose(-1, -2), angle.cos(), angle.sin(), None, True)
         kv = (turned / (config.key_dim * z).sqrt()).to(state.dtype)
         layers.append(in_layout(layout, kv, z.to(state.dtype), cache.length))
     return layers

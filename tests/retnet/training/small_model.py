@@ -69,6 +69,22 @@ class Spoiled(SmallModel):
         return Output(loss)
 
 
+class Skipping(SmallModel):
+    """Every second time it leaves its second layer out, and so without a gradient."""
+
+    calls = 0
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Output:
+        """As above."""
+        layers, norms = self.layers, self.norms
+        if self.calls % 2:
+            self.layers, self.norms = layers[:1], norms[:1]
+        output = super().forward(*args, **kwargs)
+        self.layers, self.norms = layers, norms
+        self.calls += 1
+        return output
+
+
 def make_model(kind: type[SmallModel] = SmallModel, dropout: float = 0.0) -> SmallModel:
     """A model with the same weights in every process."""
     torch.manual_seed(7)

@@ -3,8 +3,10 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,8 +67,23 @@ def test_a_terminal_gets_a_display_that_redraws_itself() -> None:
         assert words in text
 
 
+def test_the_time_of_an_evaluation_is_not_taken_from_the_time_left() -> None:
+    stream = io.StringIO()
+    console = Console(stream, total_steps=10, run_name="run7")
+    console.start(0)
+    time.sleep(0.55)
+    console.show(1, {"loss": 2.5})
+    time.sleep(1.2)
+    console.show(1, {"val/main/loss": 2.0})
+    before, after = (int(re.search(r"(\d+) s left", s)[1]) for s in stream.getvalue().splitlines())
+    assert before >= 4 and after == before
+
+
 def test_what_is_unknown_is_left_out() -> None:
     assert describe({"loss": None, "tokens": 5, "grad_norm": 1.0}) == ["norm 1.00"]
+    memory = {"peak_memory": 1.26e9, "data_wait": 0.002}
+    assert describe(memory) == ["1.3GB"]  # waiting is worth a word where there is some
+    assert describe(memory | {"data_wait": 0.118}) == ["1.3GB", "waits for data 12%"]
     held_out = {"val/main/loss": 2.0, "val/main/bits_per_byte": 1.5}
     assert describe(held_out) == ["val main 2.0000", "1.5000 bits/byte"]
 

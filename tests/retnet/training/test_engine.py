@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retnet.training.engine import EngineConfig, Precision, deepspeed_config, resolve_dtype
-from retnet.training.optimizer import OptimizerConfig
+from retnet.training.optimizer import OptimizerConfig, Update
 
 SIZES = {"global_batch_size": 24, "micro_batch_size": 3, "world_size": 2}
 CPU = torch.device("cpu")
@@ -42,6 +42,30 @@ def test_offload_keeps_our_optimizer() -> None:
     config = _derive(EngineConfig(stage=2, offload_optimizer=True))
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
     assert config["zero_force_ds_cpu_optimizer"] is False
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype", "why"),
+    [
+        (EngineConfig(stage=3), torch.bfloat16, "engine.stage=3"),
+        (EngineConfig(stage=2, offload_optimizer=True), torch.bfloat16, "engine.offload_optimizer"),
+        (EngineConfig(stage=1), torch.float16, "engine.dtype=float16"),
+    ],
+)
+def test_what_the_fused_update_cannot_do_takes_the_stock_one_and_says_why(
+    engine: EngineConfig, dtype: torch.dtype, why: str
+) -> None:
+    update, words = engine.choose_update(OptimizerConfig(), dtype)
+    assert update is Update.stock and why in words
+    assert engine.choose_update(OptimizerConfig(update=Update.stock), dtype)[1] == "stock update"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_update_asked_for_is_taken_where_it_can_be(stage: int) -> None:
+    for update in Update:
+        optimizer = OptimizerConfig(update=update)
+        taken, words = EngineConfig(stage=stage).choose_update(optimizer, torch.bfloat16)
+        assert taken is update and words == f"{update.value} update"
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_numbers() -> None:

@@ -14,7 +14,6 @@ from retnet.training.curve import loss_curve, smoothed
 from retnet.training.metrics import (
     LoggingConfig,
     Metrics,
-    Speed,
     WandbMode,
     is_logged_in,
     read_lines,
@@ -114,19 +113,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
     assert done.returncode == -signal.SIGKILL
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
-
-
-def test_speed_counts_tokens_by_the_clock_and_knows_no_mfu_without_a_peak() -> None:
-    known = Speed(flops_per_token=10.0, peak_flops=1000.0, world_size=2)
-    known.add(20)
-    known.restart()  # forgets both the tokens and the time before
-    assert known.measure() == {}
-    known.add(50)
-    measured = known.measure()
-    assert measured["mfu"] == pytest.approx(measured["tokens_per_second"] * 10.0 / 2000.0)
-    unknown = Speed(flops_per_token=10.0, peak_flops=None, world_size=2)
-    unknown.add(50)
-    assert set(unknown.measure()) == {"tokens_per_second"}
 
 
 def test_wandb_offline_writes_its_files_and_a_resumed_run_keeps_its_id(tmp_path: Path) -> None:

@@ -130,9 +130,11 @@ def test_evaluation_does_not_depend_on_the_layout(
         assert evaluation.nats == pytest.approx(nats, rel=tolerance), key
 
 
-def test_a_bad_step_stops_every_rank_and_moves_no_weight(tmp_path: Path) -> None:
+def test_a_bad_step_stops_every_rank_and_moves_nothing_however_late_it_is_read(
+    tmp_path: Path,
+) -> None:
     ranks = run("bad_steps", 2, tmp_path)
-    assert len(ranks[0]) == len(DTYPES) * len(LAYOUTS) * 2
+    assert len(ranks[0]) == len(DTYPES) * (len(LAYOUTS) + 3) * 2
     for key, first in ranks[0].items():
         spoiled = key[-1]
         told = [rank[key]["message"] for rank in ranks]
@@ -142,4 +144,8 @@ def test_a_bad_step_stops_every_rank_and_moves_no_weight(tmp_path: Path) -> None
             assert "gradient" in told[0] and "layers.0.weight on rank 1" in told[0], key
         else:
             assert "on rank 1 is nan" in told[0], key
-        assert _furthest(first["before"], first["after"]) == 0.0, key
+        assert _furthest(first["before"][0], first["after"][0]) == 0.0, key
+        for rank in ranks:
+            (_, *moments), (_, *after) = rank[key]["before"], rank[key]["after"]
+            assert moments, key
+            assert all(map(torch.equal, moments, after)), key

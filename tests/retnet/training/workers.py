@@ -4,25 +4,30 @@ Each scenario does the work, returns plain values for the test to judge, and run
 engines, because starting a process costs more than all of them.
 """
 
+import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 import retnet
+from retnet.kernels import KernelsConfig, select_kernels
 from retnet.training.checkpoint import load_checkpoint, save_checkpoint
 from retnet.training.engine import EngineConfig, Precision, gather_weights, start_engine
 from retnet.training.evaluate import evaluate
-from retnet.training.optimizer import OptimizerConfig
+from retnet.training.optimizer import OptimizerConfig, Update
 from retnet.training.state import TrainState
-from retnet.training.step import NonFiniteError, StepResult, train_step
+from retnet.training.step import NonFiniteError, StepResult, read_steps, train_step
+from tests.retnet.training.looks import Looks
 from tests.retnet.training.small_model import (
+    Skipping,
     SmallModel,
     Spoiled,
     global_batch,
@@ -39,12 +44,17 @@ OPTIMIZER = OptimizerConfig(learning_rate=RATE, weight_decay=0.1, gradient_clipp
 
 
 def start(
-    module: torch.nn.Module, stage: int, offload: bool, dtype: Precision, accumulation: int
+    module: torch.nn.Module,
+    stage: int,
+    offload: bool,
+    dtype: Precision,
+    accumulation: int,
+    update: Update = Update.fused,
 ) -> deepspeed.DeepSpeedEngine:
     """An engine over `ROWS` rows a step."""
     return start_engine(
         module,
-        OPTIMIZER,
+        replace(OPTIMIZER, update=update),
         EngineConfig(stage=stage, dtype=dtype, offload_optimizer=offload),
         global_batch_size=ROWS,
         micro_batch_size=ROWS // dist.get_world_size() // accumulation,
@@ -52,18 +62,36 @@ def start(
     )
 
 
+def rows_of(
+    engine: deepspeed.DeepSpeedEngine, step: int, spoil: int | None = None
+) -> list[dict[str, Tensor]]:
+    """This rank's micro-batches of a step; `spoil` replaces the first token of the second row."""
+    batch = global_batch(step, ROWS)
+    if spoil is not None:
+        batch["input_ids"][1, 0] = spoil
+    micro = engine.train_micro_batch_size_per_gpu()
+    return share(batch, dist.get_rank(), dist.get_world_size(), micro)
+
+
 def take_steps(
     engine: deepspeed.DeepSpeedEngine, first: int, last: int, spoil: int | None = None
-) -> Iterator[StepResult]:
-    """Steps `first` to `last` - 1; `spoil` replaces the first token of the second row, which is
-    the last rank's where there are two."""
+) -> list[StepResult]:
+    """Steps `first` to `last` - 1, read at the end or where one was skipped; `spoil` replaces, in
+    the first of them, the first token of the second row: the last rank's where there are two."""
+    unread, results = [], []
     for step in range(first, last):
-        batch = global_batch(step, ROWS)
-        if spoil is not None:
-            batch["input_ids"][1, 0] = spoil
-        micro = engine.train_micro_batch_size_per_gpu()
-        mine = share(batch, dist.get_rank(), dist.get_world_size(), micro)
-        yield train_step(engine, mine, learning_rate=RATE / (step + 1), seed=5, step=step)
+        mine = rows_of(engine, step, spoil if step == first else None)
+        unread.append(train_step(engine, mine, learning_rate=RATE / (step + 1), seed=5, step=step))
+        if unread[-1].skipped or step == last - 1:
+            results += read_steps(engine, unread)
+            unread.clear()
+    return results
+
+
+def moments(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
+    """This rank's optimizer state, copied: means, mean squares and counters."""
+    states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()
+    return [value.clone() for state in states for _, value in sorted(state.items())]
 
 
 def curves(folder: Path) -> dict[Any, Any]:
@@ -73,7 +101,7 @@ def curves(folder: Path) -> dict[Any, Any]:
         for stage, offload in LAYOUTS:
             for accumulation in (1, 2):
                 engine = start(make_model(), stage, offload, dtype, accumulation)
-                results = list(take_steps(engine, 0, 6))
+                results = take_steps(engine, 0, 6)
                 mine = share(global_batch(99, 4), dist.get_rank(), dist.get_world_size(), 1)
                 found[dtype.name, stage, offload, accumulation] = {
                     "results": results,
@@ -86,24 +114,49 @@ def curves(folder: Path) -> dict[Any, Any]:
     return found
 
 
-def bad_steps(folder: Path) -> dict[Any, Any]:
-    """A good step, then one that the last rank spoils: 0 its gradient, 1 its loss."""
+def updates(folder: Path) -> dict[Any, Any]:
+    """Four steps by either update, a checkpoint, two more by either from it; layers come and go."""
     found = {}
     for dtype in DTYPES:
-        for stage, offload in LAYOUTS:
+        for stage, accumulation in ((0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)):
+            for update in Update:
+                engine = start(make_model(Skipping), stage, False, dtype, accumulation, update)
+                key = (dtype.name, stage, accumulation, update.name)
+                found[key] = [take_steps(engine, 0, 4), gather_weights(engine), moments(engine)]
+                save_checkpoint(engine, TrainState(step=4), folder / str(key), {})
+                with Looks() as looks:
+                    train_step(engine, rows_of(engine, 4), learning_rate=0.1, seed=5, step=4)
+                found[*key, "looks"] = looks.found
+                engine.destroy()
+            if accumulation == 2:
+                for saved, update in ((Update.stock, Update.fused), (Update.fused, Update.stock)):
+                    engine = start(make_model(Skipping), stage, False, dtype, accumulation, update)
+                    load_checkpoint(engine, folder / str((*key[:3], saved.name)))
+                    now = [take_steps(engine, 4, 6), gather_weights(engine), moments(engine)]
+                    found[*key[:3], f"{saved.name}, {update.name}"] = now
+                    engine.destroy()
+    return found
+
+
+def bad_steps(folder: Path) -> dict[Any, Any]:
+    """A good step, one that the last rank spoils (0 its gradient, 1 its loss), two good ones."""
+    found = {}
+    stock = [(stage, False, Update.stock) for stage in (0, 1, 2)]
+    for dtype in DTYPES:
+        for stage, offload, update in [(*layout, Update.fused) for layout in LAYOUTS] + stock:
             for spoil in (0, 1):
-                engine = start(make_model(Spoiled), stage, offload, dtype, 2)
-                list(take_steps(engine, 0, 1))
-                before = gather_weights(engine)
+                engine = start(make_model(Spoiled), stage, offload, dtype, 2, update)
+                take_steps(engine, 0, 1)
+                before = gather_weights(engine), *moments(engine)
                 message = None
                 try:
-                    list(take_steps(engine, 11, 12, spoil=spoil))
+                    take_steps(engine, 11, 14, spoil=spoil)
                 except NonFiniteError as error:
                     message = str(error)
-                found[dtype.name, stage, offload, spoil] = {
+                found[dtype.name, stage, offload, update.name, spoil] = {
                     "message": message,
                     "before": before,
-                    "after": gather_weights(engine),
+                    "after": (gather_weights(engine), *moments(engine)),
                 }
                 engine.destroy()
     return found
@@ -117,9 +170,9 @@ def resumed(folder: Path) -> dict[Any, Any]:
             run = folder / f"{dtype.name}-{stage}-{offload}"
             state = TrainState(step=3, position=24, tokens=240, data_fingerprint="f")
             engine = start(make_model(dropout=0.1), stage, offload, dtype, 2)
-            list(take_steps(engine, 0, 3))
+            take_steps(engine, 0, 3)
             save_checkpoint(engine, state, run, {"a": 1}, {"cursors": [1, 2]})
-            straight = list(take_steps(engine, 3, 6)), gather_weights(engine)
+            straight = take_steps(engine, 3, 6), gather_weights(engine)
             engine.destroy()
             torch.manual_seed(12345)
             engine = start(SmallModel(dropout=0.1), stage, offload, dtype, 2)
@@ -129,7 +182,7 @@ def resumed(folder: Path) -> dict[Any, Any]:
             engine.destroy()
             engine = start(SmallModel(dropout=0.1), stage, offload, dtype, 2)
             loaded = load_checkpoint(engine, run)
-            again = list(take_steps(engine, 3, 6)), gather_weights(engine)
+            again = take_steps(engine, 3, 6), gather_weights(engine)
             engine.destroy()
             found[dtype.name, stage, offload] = {
                 "straight": straight,
@@ -171,15 +224,17 @@ def evaluated(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def built_in_shards(folder: Path, models: dict[str, list[Any]]) -> dict[str, Any]:
-    """Models (class, config fields, dtype) built inside `deepspeed.zero.Init`: how many numbers of
-    its parameters a rank then held, the gathered weights, and whether the head is the embedding."""
+    """Models (class, config fields, dtype, whether its projections are fused) built inside
+    `deepspeed.zero.Init`: how many numbers of its parameters a rank then held, the gathered
+    weights, and whether the head is the embedding."""
     found = {}
-    for variant, (kind, fields, dtype) in models.items():
+    for variant, (kind, fields, dtype, fused) in models.items():
+        kernels = select_kernels(KernelsConfig(fused_projections=fused))
         model_class = getattr(retnet, kind)
         config = ZERO3 | {"bf16": {"enabled": dtype == "bfloat16"}}
         torch.manual_seed(0)
         with deepspeed.zero.Init(config_dict_or_path=config):
-            model = model_class(model_class.config_class(**fields))
+            model = model_class(model_class.config_class(**fields), kernels)
         held = sum(parameter.numel() for parameter in model.parameters())
         with deepspeed.zero.GatheredParameters(list(model.parameters())):
             weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -193,7 +248,7 @@ def saved(folder: Path, steps: list[int], keep_last: int) -> list[str]:
     """Checkpoints of the given steps, one after the other; what is left of them."""
     engine = start(make_model(), 1, False, Precision.float32, 1)
     for step in steps:
-        list(take_steps(engine, step - 1, step))
+        take_steps(engine, step - 1, step)
         save_checkpoint(engine, TrainState(step=step), folder / "checkpoints", {}, {}, keep_last)
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
@@ -233,6 +288,7 @@ def main() -> None:
     """Joins the group, runs the scenario named on the command line, stores what it returns."""
     name, folder, arguments = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects at each start of an engine: seconds over what imports made
     dist.init_process_group("gloo")
     result = globals()[name](folder, **arguments)
     torch.save(result, folder / f"{name}-{dist.get_rank()}.pt")

@@ -1,0 +1,63 @@
+"""Processes agree: on the worst value of a figure, and on the step to stop at."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A request is made by one process only, at call ASKED of a quick vote; then at the same call of one
+# whose steps are long, on the process that does not ask alone.
+PROGRAM = """
+import json, sys, time
+from launch import world as launched
+
+world = launched.join_world()
+found = {"largest": world.largest({"a": 1.0 + world.rank, "b": -3.0 * world.rank})}
+asks = world.rank == world.world_size - 1
+vote = launched.Vote(world)
+found["quick"] = [vote.any(asks and call == 5) for call in range(8)]
+launched.SLOW_STEP = 0.05
+vote, found["slow"] = launched.Vote(world), []
+for call in range(8):
+    time.sleep(0.0 if asks and world.world_size > 1 else 0.1)
+    found["slow"].append(vote.any(asks and call == 5))
+print(json.dumps(found))
+launched.leave_world()
+"""
+
+
+def answers(world_size: int) -> list[dict]:
+    """What each process printed, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(world_size):
+        who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+        who |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        environment = os.environ | {key: str(value) for key, value in who.items()}
+        command = [sys.executable, "-c", PROGRAM]
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    try:
+        return [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_process_hears_of_a_request_at_the_same_call(world_size: int) -> None:
+    """One call late where steps are quick, at once where they are long or nobody else is asked."""
+    found = answers(world_size)
+    heard = [call == (5 if world_size == 1 else 6) for call in range(8)]
+    for process in found:
+        assert process["largest"] == {"a": float(world_size), "b": 0.0}
+        assert process["quick"] == heard
+        assert process["slow"] == [call == 5 for call in range(8)]
