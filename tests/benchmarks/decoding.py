@@ -48,18 +48,18 @@ def decoder(
 
     def run(tokens: Tensor) -> None:
         nonlocal past
-        for token in tokens.split(1, dim=1):  # [B, 1]
+        for token in tokens.T.contiguous().unsqueeze(-1):  # [B, 1]
             past = model(input_ids=token, past_key_values=past, use_cache=True).past_key_values
 
     def check(inputs: tuple, outputs: None) -> float:
         """A prompt of 63 tokens and a token more, against 64 at once in float64."""
-        ids = torch.randint(vocabulary, (BATCH, 64))
+        with torch.inference_mode(False):  # made as a turn's tokens are, so for the same graph
+            ids = torch.randint(vocabulary, (BATCH, 64))
+            prompt, token = ids[:, :-1], ids[:, -1:].contiguous()
         # A graph for the prompt's length would be made for this alone.
         with torch.compiler.set_stance("force_eager"):
-            begun = model(input_ids=ids[:, :-1], past_key_values=empty(), use_cache=True)
-        found = model(
-            input_ids=ids[:, -1:], past_key_values=begun.past_key_values, use_cache=True
-        ).logits
+            begun = model(input_ids=prompt, past_key_values=empty(), use_cache=True).past_key_values
+        found = model(input_ids=token, past_key_values=begun, use_cache=True).logits
         return relative_error([found], [truth(input_ids=ids, use_cache=False).logits[:, -1:]])
 
     return Contender(torch.inference_mode()(run), base, torch.inference_mode()(check), parts=TOKENS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from retnet.models.rotary import log_decays
 from tests.benchmarks import gpu, gpu_steps
 from tests.benchmarks.measure import (
     PAIRS,
@@ -20,6 +21,7 @@ from tests.benchmarks.measure import (
     Settings,
     measure,
 )
+from tests.benchmarks.operators import defined, forward_backward, normalized_error
 from tests.benchmarks.peers import open_peers
 from tests.benchmarks.report import table
 
@@ -101,3 +103,26 @@ def test_a_contender_that_does_not_fit_says_so_in_one_line():
     assert [row.name for row in result.rows] == ["small"]
     (line,) = [line for line in table(result).splitlines() if "huge" in line]
     assert "left out: it needs about 1073741824 GiB" in line
+
+
+def test_a_normalizer_of_its_own_is_no_error_and_anything_else_is_one():
+    torch.manual_seed(0)
+    log_decay = log_decays(2)
+    inputs = tuple(torch.randn(1, 9, 2, width) for width in (4, 4, 6, 6))
+
+    def truth(inputs: tuple) -> tuple:
+        return forward_backward(defined, log_decay, *(x.double() for x in inputs))
+
+    def error(change) -> float:
+        def operator(*given: torch.Tensor) -> torch.Tensor:
+            return change(defined(*given))
+
+        found = forward_backward(operator, log_decay, *(x.double() for x in inputs))
+        return normalized_error(log_decay, truth, inputs, found)
+
+    def size(o: torch.Tensor) -> torch.Tensor:
+        return o.abs().sum(dim=-1, keepdim=True)
+
+    assert error(lambda o: o) < 1e-12 and error(lambda o: o / size(o).detach()) < 1e-12
+    assert error(lambda o: -o) > 1 and error(lambda o: o + 0.1) > 1e-2
+    assert error(lambda o: o / size(o)) > 1e-2  # its gradient too has to leave the divisor out
