@@ -105,8 +105,8 @@ def train(config: Config, terminal: Terminal) -> None:
             return
         metrics.say(words)
         if compiles:
-            seconds = world.in_turn(lambda: rehearse(engine.module, loader.blank(), PURE))
-            metrics.say(f"compiled the layers in {seconds:.0f} s; the next run finds them")
+            metrics.say("compiling the layers: half a minute, or seconds where an earlier run did")
+            world.in_turn(lambda: rehearse(engine.module, loader.blank(), PURE))
         saved_at = state.step if state.step else None
         stopping = Vote(world)
         speed.restart()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from retnet.training.compile import compile_blocks, is_worth_compiling
+from retnet.training.compile import choose_compilation, compile_blocks
 from retnet.training.engine import EngineConfig, resolve_dtype
 from retnet.training.recompute import (
     checkpoint_activations,
@@ -42,7 +42,7 @@ def prepare_blocks(
     world_size = dist.get_world_size()
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())  # of ZeRO-3
     dtype = resolve_dtype(config.dtype, device)
-    compiles = is_worth_compiling(config.compile, config.stage, device, flops / world_size)
+    compiles, words = choose_compilation(config.compile, config.stage, device, flops / world_size)
     kept = choose_activation_checkpointing(
         config.activation_checkpointing,
         lambda: skeleton().to(dtype),
@@ -54,5 +54,4 @@ def prepare_blocks(
     checkpoint_activations(module, kept)
     if compiles:
         compile_blocks(blocks, cache)
-    words = "compiled" if compiles else "not compiled"
-    return compiles, f"layers {words}, activation checkpointing {kept.value}"
+    return compiles, f"{words}, activation checkpointing {kept.value}"

@@ -6,7 +6,6 @@ operators run.
 """
 
 import os
-import time
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-# Work of one device after which compiling has paid, in FLOPs: a minute or two of a good step. A CPU
-# compiles more slowly and gains less.
-WORTH_IT = {"cuda": 1e16, "cpu": 5e14}
+# Work of one device after which compiling has paid, in FLOPs: two or three minutes of a CPU core's
+# steps, which become a third faster for half a minute of compiling; a minute of a GPU's.
+WORTH_IT = {"cuda": 1e16, "cpu": 2e13}
 
 
 class Compile(Enum):
@@ -30,14 +31,36 @@ class Compile(Enum):
     off = "off"
 
 
-def is_worth_compiling(mode: Compile, stage: int, device: torch.device, flops: float) -> bool:
-    """Whether to compile for a run with so many FLOPs of this device to go.
+def choose_compilation(
+    mode: Compile, stage: int, device: torch.device, flops: float
+) -> tuple[bool, str]:
+    """Whether to compile for a run with so many FLOPs of this device to go, and that in words.
 
     ZeRO-3 fetches weights in hooks that would break every block's graph, so there auto says no.
+
+    Raises:
+        ValueError: compiling was asked for and this machine has no C++ compiler.
     """
+    wanted = mode is Compile.on
     if mode is Compile.auto:
-        return stage < 3 and flops > WORTH_IT.get(device.type, float("inf"))
-    return mode is Compile.on
+        wanted = stage < 3 and flops > WORTH_IT.get(device.type, float("inf"))
+    if wanted and not has_compiler():
+        if mode is Compile.on:
+            raise ValueError(
+                "engine.compile is on and there is no C++ compiler on this machine, which torch's "
+                "compiler needs; install g++ (or name one in CXX), or set engine.compile to off."
+            )
+        return False, "layers not compiled (no C++ compiler)"
+    return wanted, "layers compiled" if wanted else "layers not compiled"
+
+
+def has_compiler() -> bool:
+    """Whether torch's compiler finds the C++ compiler that it needs."""
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
 
 
 def compile_blocks(blocks: Iterable[nn.Module], cache: Path, backend: str = "inductor") -> None:
@@ -52,11 +75,10 @@ def compile_blocks(blocks: Iterable[nn.Module], cache: Path, backend: str = "ind
         block.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
-def rehearse(module: nn.Module, batch: dict[str, Tensor], scoring: dict[str, Any]) -> float:
+def rehearse(module: nn.Module, batch: dict[str, Tensor], scoring: dict[str, Any]) -> None:
     """One forward and backward pass, and one as in evaluation (with the arguments `scoring` too),
     so that all is compiled before the run's first step. No gradient, weight, mode or random number
-    is left changed. Returns the seconds that it took."""
-    started = time.perf_counter()
+    is left changed."""
     device = next(module.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}
     one = torch.ones((), device=device)
@@ -70,4 +92,3 @@ def rehearse(module: nn.Module, batch: dict[str, Tensor], scoring: dict[str, Any
         with torch.no_grad():
             module(**batch, num_items_in_batch=one, **scoring)
     module.train(was_training)
-    return time.perf_counter() - started

@@ -53,9 +53,8 @@ def decoder(
 
     def check(inputs: tuple, outputs: None) -> float:
         """A prompt of 63 tokens and a token more, against 64 at once in float64."""
-        with torch.inference_mode(False):  # made as a turn's tokens are, so for the same graph
-            ids = torch.randint(vocabulary, (BATCH, 64))
-            prompt, token = ids[:, :-1], ids[:, -1:].contiguous()
+        ids = torch.randint(vocabulary, (BATCH, 64))
+        prompt, token = ids[:, :-1], ids[:, -1:].contiguous()
         # A graph for the prompt's length would be made for this alone.
         with torch.compiler.set_stance("force_eager"):
             begun = model(input_ids=prompt, past_key_values=empty(), use_cache=True).past_key_values

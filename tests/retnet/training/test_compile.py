@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from retnet.kernels import select_kernels
 from retnet.models.build import ModelConfig, build_model
-from retnet.training.compile import Compile, compile_blocks, is_worth_compiling, rehearse
+from retnet.training.compile import Compile, choose_compilation, compile_blocks, rehearse
 from retnet.training.engine import EngineConfig
 
 PURE = {"z_loss_coeff": 0.0, "label_smoothing": 0.0}
@@ -96,12 +96,37 @@ def test_the_next_run_finds_what_this_one_compiled(tmp_path):
 
 
 def test_auto_compiles_long_runs_and_never_at_stage_3():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert is_worth_compiling(Compile.auto, 1, cuda, 1e18)
-    assert not is_worth_compiling(Compile.auto, 1, cuda, 1e12)
-    assert not is_worth_compiling(Compile.auto, 1, cpu, 1e12)
-    assert not is_worth_compiling(Compile.off, 1, cuda, 1e18)
-    assert is_worth_compiling(Compile.on, 1, cpu, 1.0)
-    assert not is_worth_compiling(Compile.auto, 3, cuda, 1e18)
+    def chosen(mode: Compile, stage: int, device: str, flops: float) -> str:
+        compiles, words = choose_compilation(mode, stage, torch.device(device), flops)
+        assert words == f"layers {'' if compiles else 'not '}compiled"
+        return compiles
+
+    assert chosen(Compile.auto, 1, "cuda", 1e18) and chosen(Compile.auto, 1, "cpu", 1e18)
+    assert not chosen(Compile.auto, 1, "cuda", 1e12) and not chosen(Compile.auto, 1, "cpu", 1e12)
+    assert not chosen(Compile.off, 1, "cuda", 1e18) and chosen(Compile.on, 1, "cpu", 1.0)
+    assert not chosen(Compile.auto, 3, "cuda", 1e18)
     with pytest.raises(ValueError, match="engine.compile is on and engine.stage is 3"):
         EngineConfig(stage=3, compile=Compile.on)
+
+
+WITHOUT = """
+import torch
+from retnet.training.compile import Compile, choose_compilation
+print(choose_compilation(Compile.auto, 1, torch.device("cpu"), 1e18))
+try:
+    choose_compilation(Compile.on, 1, torch.device("cpu"), 1.0)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_a_compiler_auto_does_without_and_on_says_what_is_missing(tmp_path):
+    # a search path on which there is nothing, and torch's default name of the compiler
+    own = {key: word for key, word in os.environ.items() if key not in ("PATH", "CXX")}
+    command = [sys.executable, "-c", WITHOUT]
+    given = own | {"PATH": str(tmp_path)}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    auto, on = done.stdout.splitlines()
+    assert auto == "(False, 'layers not compiled (no C++ compiler)')"
+    assert on.startswith("engine.compile is on and there is no C++ compiler on this machine")
