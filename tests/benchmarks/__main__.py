@@ -72,6 +72,8 @@ def run_case(case: Case, threads: int, settings: Settings) -> list[Result]:
     results = []
     with use_threads(threads):
         for comparison in case.build(settings):
+            # Shapes change from one to the next, and only so many graphs of a function are kept.
+            torch.compiler.reset()
             results.append(measure(comparison, settings))
             sys.stdout.write(table(results[-1]))
             sys.stdout.flush()

@@ -116,6 +116,7 @@ def llama_decoders(
     compiled = deepcopy(model)
     compiled.compile(dynamic=False, backend="aot_eager" if settings.quick else "inductor")
 
+    @torch.inference_mode()  # it counts in a tensor
     def static() -> Cache:
         return StaticCache(config=config, max_cache_len=context + TOKENS * (MOST_PAIRS + 2))
 
