@@ -7,6 +7,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from retnet.kernels.norms import rms_norm as plain_rms_norm
+
 
 def missing_apex(device: torch.device) -> str | None:
     """Why apex's FusedRMSNorm cannot be used on `device`, as half a sentence; None when it can."""
@@ -35,6 +37,10 @@ def load_rms_norm() -> Callable[[Tensor, Tensor | None, float], Tensor]:
     fused = import_module("apex.normalization.fused_layer_norm")
 
     def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        # The compiler cannot look into apex's extension, and fuses the plain norm itself; apex's
+        # own module does the same.
+        if torch.compiler.is_compiling() or not x.is_cuda:
+            return plain_rms_norm(x, weight, eps)
         if weight is None:
             return fused.fused_rms_norm(x, x.shape[-1:], eps)
         return fused.mixed_dtype_fused_rms_norm_affine(x, weight, x.shape[-1:], eps)

@@ -146,27 +146,35 @@ class _Retention(torch.autograd.Function):
         chunk_size: int,
     ) -> tuple[Tensor, Tensor]:
         o, saved = torch.empty_like(v, memory_format=torch.contiguous_format), []
-        ctx.blocks = []
-        for piece, chunk in _blocks(q, v, chunk_size):
+        ctx.blocks = list(_blocks(q, v, chunk_size))
+        for piece, chunk in ctx.blocks:
             decays = _Decays.of(log_decay, segment_start, mask, piece, chunk, v.dtype)
-            ctx.blocks.append((piece, decays))
             part, state, kept = _forward(*(x[:, piece] for x in (q, k, v)), state, decays)
             _put(part, o[:, piece])
             saved += kept
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(*saved, log_decay, segment_start, mask)
         ctx.set_materialize_grads(False)
         ctx.shapes = q.shape, v.shape
         return o, state
 
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "the chunkwise form of retention is differentiated once; create_graph=True wants "
+                'more: use forward_mode="parallel" there'
+            )
+        *saved, log_decay, segment_start, mask = ctx.saved_tensors
         shape, value_shape = ctx.shapes
+        if not saved:  # no token
+            return None, None, None, dstate, None, None, None, None
+        dtype = saved[2].dtype
         if do is None:
             do = saved[2].new_zeros(value_shape)
         dq, dk, dv = (do.new_empty(s) for s in (shape, shape, value_shape))
         for index in reversed(range(len(ctx.blocks))):
-            piece, decays = ctx.blocks[index]
+            piece, chunk = ctx.blocks[index]
+            decays = _Decays.of(log_decay, segment_start, mask, piece, chunk, dtype)
             kept = saved[5 * index : 5 * index + 5]
             *gradients, dstate = _backward(do[:, piece], dstate, kept, decays)
             for gradient, whole in zip(gradients, (dq, dk, dv), strict=True):

@@ -93,12 +93,12 @@ def cross_entropy_rows(
         z = x.sub_(top).exp_().sum(-1, keepdim=True)
         log_z = z.log() + top
         loss = loss + log_z + z_loss * log_z.square()
-        total += (loss * counts).sum()
-        x.mul_((1 + 2 * z_loss * log_z) * counts / z)
+        total += loss.masked_fill(~counts, 0).sum()
+        x.mul_((1 + 2 * z_loss * log_z) / z)
         if smoothing:
-            x.sub_(counts * (smoothing / vocabulary))
-        x.scatter_add_(-1, target, (smoothing - 1) * counts)
-        logits[piece] = x
+            x.sub_(smoothing / vocabulary)
+        x.scatter_add_(-1, target, (smoothing - 1.0) * counts)
+        logits[piece] = x.masked_fill_(~counts, 0)  # also where it is not finite
     return total, logits
 
 

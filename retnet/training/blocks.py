@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from retnet.training.compile import choose_compilation, compile_blocks
+from retnet.training.compile import choose_compilation, compile_blocks, finds_compiler
 from retnet.training.engine import EngineConfig, resolve_dtype
 from retnet.training.recompute import (
     checkpoint_activations,
@@ -32,7 +32,7 @@ def prepare_blocks(
     device: torch.device,
     local_size: int,
 ) -> tuple[bool, str]:
-    """Prepares `module`, a transformers model with these `blocks`, for a run.
+    """Prepares `module`, a transformers model with these `blocks`, for a run; collective.
 
     skeleton builds the module again (on the meta device, to count what it keeps); batch: a
     micro-batch; flops: of the whole run on all devices; cache: the folder for what is compiled;
@@ -42,13 +42,23 @@ def prepare_blocks(
     world_size = dist.get_world_size()
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())  # of ZeRO-3
     dtype = resolve_dtype(config.dtype, device)
-    compiles, words = choose_compilation(config.compile, config.stage, device, flops / world_size)
+    # What the least of the machines has: ranks that chose differently would wait for each other.
+    least = torch.tensor(
+        [float(finds_compiler()), device_memory(device, local_size)],
+        dtype=torch.float64,
+        device=device,
+    )
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    compiler, memory = least.tolist()
+    compiles, words = choose_compilation(
+        config.compile, config.stage, device, flops / world_size, bool(compiler)
+    )
     kept = choose_activation_checkpointing(
         config.activation_checkpointing,
         lambda: skeleton().to(dtype),
         batch,
         state_bytes(parameters, dtype, config.stage, world_size, config.offload_optimizer),
-        device_memory(device, local_size),
+        memory,
         compiles,
     )
     checkpoint_activations(module, kept)

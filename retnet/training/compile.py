@@ -6,6 +6,7 @@ operators run.
 """
 
 import os
+import sysconfig
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -32,9 +33,9 @@ class Compile(Enum):
 
 
 def choose_compilation(
-    mode: Compile, stage: int, device: torch.device, flops: float
+    mode: Compile, stage: int, device: torch.device, flops: float, has_compiler: bool
 ) -> tuple[bool, str]:
-    """Whether to compile for a run with so many FLOPs of this device to go, and that in words.
+    """Whether to compile for a run of so many FLOPs of this device, and that in words.
 
     ZeRO-3 fetches weights in hooks that would break every block's graph, so there auto says no.
 
@@ -44,23 +45,24 @@ def choose_compilation(
     wanted = mode is Compile.on
     if mode is Compile.auto:
         wanted = stage < 3 and flops > WORTH_IT.get(device.type, float("inf"))
-    if wanted and not has_compiler():
+    if wanted and not has_compiler:
         if mode is Compile.on:
             raise ValueError(
-                "engine.compile is on and there is no C++ compiler on this machine, which torch's "
-                "compiler needs; install g++ (or name one in CXX), or set engine.compile to off."
+                "engine.compile is on and a machine of this run has no C++ compiler or no headers "
+                "of Python, which torch's compiler needs; install them (g++ and python3-dev), or "
+                "set engine.compile to off."
             )
         return False, "layers not compiled (no C++ compiler)"
     return wanted, "layers compiled" if wanted else "layers not compiled"
 
 
-def has_compiler() -> bool:
-    """Whether torch's compiler finds the C++ compiler that it needs."""
+def finds_compiler() -> bool:
+    """Whether torch's compiler finds the C++ compiler and the headers of Python that it needs."""
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         return False
-    return True
+    return (Path(sysconfig.get_path("include")) / "Python.h").exists()
 
 
 def compile_blocks(blocks: Iterable[nn.Module], cache: Path, backend: str = "inductor") -> None:
@@ -82,12 +84,14 @@ def rehearse(module: nn.Module, batch: dict[str, Tensor], scoring: dict[str, Any
     device = next(module.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}
     one = torch.ones((), device=device)
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    # The first weight is the one that all blocks' backward passes lead to; the gradients of all
+    # would be in memory at once, which a step at stage 2 never has.
+    first = next(weight for weight in module.parameters() if weight.requires_grad)
     was_training = module.training
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         module.train()
         loss = module(**batch, num_items_in_batch=one).loss
-        torch.autograd.grad(loss, weights, allow_unused=True)
+        torch.autograd.grad(loss, first)
         module.eval()
         with torch.no_grad():
             module(**batch, num_items_in_batch=one, **scoring)

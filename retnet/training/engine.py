@@ -234,23 +234,22 @@ def start_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     module.to(device)
     update, _ = engine_config.choose_update(optimizer_config, dtype)
-    clipping = optimizer_config.gradient_clipping
+    how = {"gradient_clipping": optimizer_config.gradient_clipping, "operator": adamw_step}
     if engine_config.stage == 0:
         for parameter in module.parameters():
             parameter.data = parameter.data.to(dtype)
 
         def optimizer(_: Any) -> ReplicatedOptimizer:  # called after rank 0's weights came
             inner = build_optimizer(module, optimizer_config)
-            return ReplicatedOptimizer(
-                inner, gradient_clipping=clipping, update=update, operator=adamw_step
-            )
+            return ReplicatedOptimizer(inner, update=update, **how)
     else:
         optimizer = build_optimizer(module, optimizer_config)
     # DeepSpeed calls collectives by names that torch 2.13 calls old, and torch says so each time.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
     engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if update is Update.fused and engine_config.stage > 0:
-        install_fused_step(engine.optimizer, gradient_clipping=clipping, operator=adamw_step)
+        bucket = engine_config.reduce_bucket_size
+        install_fused_step(engine.optimizer, reduce_bucket_size=bucket, **how)
     return engine
 
 

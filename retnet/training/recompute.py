@@ -67,10 +67,16 @@ def choose_activation_checkpointing(
     """
     if asked is not ActivationCheckpointing.auto:
         return asked
-    row = {name: value[:1].to("meta") for name, value in batch.items()}
     rows = max(map(len, batch.values()))
     with torch.device("meta"):
-        activations = rows * activation_bytes(skeleton(), row)
+        module = skeleton()
+        one, two = (
+            activation_bytes(
+                module, {name: value[:1].to("meta").repeat(n, 1) for name, value in batch.items()}
+            )
+            for n in (1, 2)
+        )
+    activations = one + (rows - 1) * (two - one)  # the head's gradient, say, is there once
     needed = states + activations * (KEPT_COMPILED if compiled else 1)
     fits = needed <= SHARE_OF_MEMORY * memory
     return ActivationCheckpointing.none if fits else ActivationCheckpointing.selective

@@ -43,7 +43,8 @@ RELIED_ON = {
         "bf16_partitioned_groups",  # by group and rank: the module's weights, flat
         "bf16_groups_flat",  # by group: all of them
         "fp32_groups_gradient_flat_partition",  # by group: this rank's share of the sums
-        "fp32_groups_gradients",  # by group and weight: all the sums, flat
+        "fp32_groups_gradients_flat",  # by group: all the sums
+        "fp32_groups_gradients",  # by group and weight: each one's, flat
         "fp32_groups_has_gradients",  # by group and weight: whether anything was added
         "_update_hp_grad",  # adds a weight's gradient to its sum
         "clear_hp_grads",
@@ -53,10 +54,14 @@ RELIED_ON = {
 
 
 def install_fused_step(
-    zero: Any, *, gradient_clipping: float, operator: Callable | None = None
+    zero: Any,
+    *,
+    gradient_clipping: float,
+    reduce_bucket_size: int,
+    operator: Callable | None = None,
 ) -> None:
     """Puts our step into DeepSpeed's optimizer, which is neither in float16 nor offloaded;
-    `operator` as in `FusedStep`.
+    `reduce_bucket_size`: elements of a message, `operator` as in `FusedStep`.
 
     Raises:
         RuntimeError: this DeepSpeed has not what we rely on.
@@ -75,9 +80,10 @@ def install_fused_step(
         shared_out=True,
         operator=operator,
     )
-    zero.step = (_SharedGradients if kind == "DeepSpeedZeroOptimizer" else _WholeGradients)(
-        zero, fused
-    )
+    if kind == "DeepSpeedZeroOptimizer":
+        zero.step = _SharedGradients(zero, fused)
+    else:
+        zero.step = _WholeGradients(zero, fused, reduce_bucket_size)
 
 
 class _ZeroStep:
@@ -145,18 +151,20 @@ class _SharedGradients(_ZeroStep):
 
 class _WholeGradients(_ZeroStep):
     """For BF16_Optimizer. It fills its sums with zeros twice a step and adds a float32 copy of
-    each gradient to them; here the first gradient of a step is copied over the old sum."""
+    each gradient to them; here the first gradient of a step is copied over the old sum. The engine
+    would copy the sums into messages and back, also where there is one rank; they are reduced
+    where they lie."""
 
     masters = "fp32_groups_flat_partition"
     weights = "bf16_partitioned_groups"
     flat = "bf16_groups_flat"
 
-    def __init__(self, zero: Any, fused: FusedStep) -> None:
+    def __init__(self, zero: Any, fused: FusedStep, reduce_bucket_size: int) -> None:
         super().__init__(zero, fused)
-        self._for_reduction = zero.get_grads_for_reduction
+        self._message_size = reduce_bucket_size
         zero._update_hp_grad = self._add
         zero.clear_hp_grads = self._clear
-        zero.get_grads_for_reduction = self._whole
+        zero.get_grads_for_reduction = self._reduce
 
     def _gradients(self, index: int) -> list[Tensor]:
         return [self._zero.fp32_groups_gradient_flat_partition[index]]
@@ -182,8 +190,9 @@ class _WholeGradients(_ZeroStep):
         has_gradients = self._zero.fp32_groups_has_gradients
         has_gradients[:] = [[False] * len(group) for group in has_gradients]
 
-    def _whole(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """The sums for the reduction; zero where this rank had no gradient."""
+    def _reduce(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """Averages the sums over the ranks, zero where this rank had no gradient, in messages of
+        the size that the configuration says; leaves nothing for the engine to reduce."""
         zero = self._zero
         for totals, given in zip(
             zero.fp32_groups_gradients, zero.fp32_groups_has_gradients, strict=True
@@ -191,4 +200,11 @@ class _WholeGradients(_ZeroStep):
             for total, has_gradient in zip(totals, given, strict=True):
                 if not has_gradient:
                     total.zero_()
-        return self._for_reduction()
+        for flat, group in zip(
+            zero.fp32_groups_gradients_flat, zero.real_dp_process_group, strict=True
+        ):
+            ranks = dist.get_world_size(group)
+            for message in flat.split(self._message_size) if ranks > 1 else ():
+                dist.all_reduce(message, group=group)
+                message.mul_(1.0 / ranks)
+        return [], {}

@@ -15,7 +15,17 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from tests.benchmarks import decoding, feeding, gpu, gpu_steps, layers, memory, operators, steps
+from tests.benchmarks import (
+    decoding,
+    feeding,
+    gpu,
+    gpu_models,
+    gpu_steps,
+    layers,
+    memory,
+    operators,
+    steps,
+)
 from tests.benchmarks.measure import Case, Result, Settings, measure, use_threads
 from tests.benchmarks.peers import OPEN, open_peers
 from tests.benchmarks.report import case_title, head, head_text, table, write_json
@@ -34,7 +44,9 @@ CASES: dict[str, Case] = {
         ),
         key=lambda case: int(case.name[1:]),
     )
-} | {case.name: case for case in (*gpu.CASES, *gpu_steps.CASES) if gpu.runnable()}
+} | {
+    case.name: case for case in (*gpu.CASES, *gpu_steps.CASES, *gpu_models.CASES) if gpu.runnable()
+}
 
 
 def parse() -> tuple[argparse.Namespace, Settings]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launch.world import join_world
+from retnet.kernels import select_kernels
 from retnet.training.engine import EngineConfig, Precision, gather_weights, start_engine
 from retnet.training.optimizer import OptimizerConfig, Update, build_optimizer
 from retnet.training.step import StepResult, read_steps, train_step
@@ -33,15 +34,20 @@ from tests.benchmarks.models import (
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+CPU = torch.device("cpu")
 RATE = 1e-4
 OPTIMIZER = OptimizerConfig(learning_rate=RATE, gradient_clipping=1.0)
 Batch = dict[str, Tensor]
 
 
 def engine_of(
-    module: nn.Module, optimizer: OptimizerConfig = OPTIMIZER, stage: int = 1
+    module: nn.Module,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    stage: int = 1,
+    rows: int = 1,
+    device: torch.device = CPU,
 ) -> "DeepSpeedEngine":
-    """Our engine in bfloat16, one sequence a step, one process."""
+    """Our engine in bfloat16, `rows` sequences a step, one process."""
     if not dist.is_initialized():
         join_world()
     engine_config = EngineConfig(stage=stage, dtype=Precision.bfloat16)
@@ -50,9 +56,10 @@ def engine_of(
             module,
             optimizer,
             engine_config,
-            global_batch_size=1,
-            micro_batch_size=1,
-            device=torch.device("cpu"),
+            global_batch_size=rows,
+            micro_batch_size=rows,
+            device=device,
+            adamw_step=select_kernels(device=device).adamw_step,
         )
 
 

@@ -70,6 +70,23 @@ def test_a_weight_that_does_not_learn_gets_no_gradient():
     )
 
 
+def test_whole_numbers_are_coefficients_too():
+    hidden, weight, targets = inputs()
+    found = linear_cross_entropy(hidden, weight, targets, 0, 0)
+    found.backward()
+    assert torch.equal(found, linear_cross_entropy(hidden, weight, targets, 0.0, 0.0))
+
+
+def test_a_row_that_does_not_count_may_hold_anything():
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        hidden[6] = torch.inf
+    loss = linear_cross_entropy(hidden, weight, targets)
+    assert loss.isfinite()
+    gradient = torch.autograd.grad(loss, hidden)[0]
+    assert gradient.isfinite().all() and not gradient[6].any()
+
+
 def test_no_targets_cost_nothing_and_move_nothing():
     hidden, weight, targets = inputs()
     loss = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100), 0.1, 0.1)

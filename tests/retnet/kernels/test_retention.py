@@ -204,3 +204,17 @@ def test_wrong_shapes_are_refused_with_a_sentence():
         FORMS["recurrent"](x["q"], x["k"], x["v"], LOG_DECAY[:2])
     with pytest.raises(ValueError, match=r"retention needs segment_start \[2, 67\]"):
         FORMS["chunkwise by 7"](x["q"], x["k"], x["v"], LOG_DECAY, None, x["segment_start"][:, 1:])
+
+
+def test_a_second_derivative_is_refused_not_made_up():
+    q = torch.randn(1, 5, 1, 4, requires_grad=True)
+    o, _ = chunkwise.retention_chunkwise(q, q, q, torch.tensor([-0.1]), chunk_size=2)
+    with pytest.raises(RuntimeError, match="chunkwise form of retention is differentiated once"):
+        torch.autograd.grad(o.sum(), q, create_graph=True)
+
+
+def test_no_tokens_leave_the_state_as_it_was():
+    empty, state = torch.zeros(1, 0, 1, 4), torch.randn(1, 1, 4, 4, requires_grad=True)
+    o, after = chunkwise.retention_chunkwise(empty, empty, empty, torch.tensor([-0.1]), state)
+    assert o.shape == empty.shape and torch.equal(after, state)
+    assert torch.equal(torch.autograd.grad(after.sum(), state)[0], torch.ones_like(state))

@@ -97,7 +97,7 @@ def test_the_next_run_finds_what_this_one_compiled(tmp_path):
 
 def test_auto_compiles_long_runs_and_never_at_stage_3():
     def chosen(mode: Compile, stage: int, device: str, flops: float) -> str:
-        compiles, words = choose_compilation(mode, stage, torch.device(device), flops)
+        compiles, words = choose_compilation(mode, stage, torch.device(device), flops, True)
         assert words == f"layers {'' if compiles else 'not '}compiled"
         return compiles
 
@@ -111,10 +111,10 @@ def test_auto_compiles_long_runs_and_never_at_stage_3():
 
 WITHOUT = """
 import torch
-from retnet.training.compile import Compile, choose_compilation
-print(choose_compilation(Compile.auto, 1, torch.device("cpu"), 1e18))
+from retnet.training.compile import Compile, choose_compilation, finds_compiler
+print(choose_compilation(Compile.auto, 1, torch.device("cpu"), 1e18, finds_compiler()))
 try:
-    choose_compilation(Compile.on, 1, torch.device("cpu"), 1.0)
+    choose_compilation(Compile.on, 1, torch.device("cpu"), 1.0, finds_compiler())
 except ValueError as error:
     print(error)
 """
@@ -129,4 +129,4 @@ def test_without_a_compiler_auto_does_without_and_on_says_what_is_missing(tmp_pa
     assert done.returncode == 0, done.stderr
     auto, on = done.stdout.splitlines()
     assert auto == "(False, 'layers not compiled (no C++ compiler)')"
-    assert on.startswith("engine.compile is on and there is no C++ compiler on this machine")
+    assert on.startswith("engine.compile is on and a machine of this run has no C++ compiler")
