@@ -16,7 +16,8 @@ from retnet.kernels.chunkwise import retention_chunkwise
 from retnet.kernels.gates import swiglu
 from retnet.kernels.linear_cross_entropy import cross_entropy_rows
 from retnet.kernels.norms import add_rms_norm, gated_rms_norm, rms_norm
-from retnet.kernels.reference import retention_parallel, retention_recurrent
+from retnet.kernels.recurrent import retention_recurrent
+from retnet.kernels.reference import retention_parallel
 from retnet.kernels.rotation import rotate
 from retnet.kernels.triton import load_elementwise as triton_elementwise
 from retnet.kernels.triton import load_loss as triton_loss

@@ -4,14 +4,15 @@ gradients."""
 import pytest
 import torch
 
-from retnet.kernels import chunkwise, reference
+from retnet.kernels import chunkwise, recurrent, reference
 
 TIME, HEADS, KEY, VALUE = 67, 3, 8, 12
 LOG_DECAY = torch.log1p(-(2.0 ** (-5 - torch.arange(HEADS).double())))
 
 FORMS = {
     "parallel": reference.retention_parallel,
-    "recurrent": reference.retention_recurrent,
+    "recurrent by definition": reference.retention_recurrent,
+    "recurrent": recurrent.retention_recurrent,
     **{
         f"{module.__name__.rsplit('.', 1)[1]} by {size}": (
             lambda *args, retain=module.retention_chunkwise, size=size: retain(
