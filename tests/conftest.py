@@ -40,6 +40,7 @@ SMALL = {
     "optimizer.learning_rate": 3e-3,
     "schedule.warmup_steps": 2,
     "engine.dtype": "float32",
+    "engine.compile": "off",  # the runs that wait for a signal are long ones by their steps
     "logging.wandb": "off",
     "logging.sample_tokens": 20,
 }

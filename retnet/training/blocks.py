@@ -10,7 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from retnet.training.compile import choose_compilation, compile_blocks, finds_compiler
+from retnet.training.compile import (
+    choose_compilation,
+    compile_blocks,
+    finds_compiler,
+    is_worth_compiling,
+)
 from retnet.training.engine import EngineConfig, resolve_dtype
 from retnet.training.recompute import (
     checkpoint_activations,
@@ -42,17 +47,16 @@ def prepare_blocks(
     world_size = dist.get_world_size()
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())  # of ZeRO-3
     dtype = resolve_dtype(config.dtype, device)
+    wanted = is_worth_compiling(config.compile, config.stage, device, flops / world_size)
     # What the least of the machines has: ranks that chose differently would wait for each other.
     least = torch.tensor(
-        [float(finds_compiler()), device_memory(device, local_size)],
+        [float(wanted and finds_compiler()), device_memory(device, local_size)],
         dtype=torch.float64,
         device=device,
     )
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     compiler, memory = least.tolist()
-    compiles, words = choose_compilation(
-        config.compile, config.stage, device, flops / world_size, bool(compiler)
-    )
+    compiles, words = choose_compilation(config.compile, wanted, bool(compiler))
     kept = choose_activation_checkpointing(
         config.activation_checkpointing,
         lambda: skeleton().to(dtype),

@@ -14,9 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # Work of one device after which compiling has paid, in FLOPs: two or three minutes of a CPU core's
@@ -32,19 +29,22 @@ class Compile(Enum):
     off = "off"
 
 
-def choose_compilation(
-    mode: Compile, stage: int, device: torch.device, flops: float, has_compiler: bool
-) -> tuple[bool, str]:
-    """Whether to compile for a run of so many FLOPs of this device, and that in words.
+def is_worth_compiling(mode: Compile, stage: int, device: torch.device, flops: float) -> bool:
+    """Whether to compile, if that can be, for a run of so many FLOPs of this device.
 
     ZeRO-3 fetches weights in hooks that would break every block's graph, so there auto says no.
+    """
+    if mode is Compile.auto:
+        return stage < 3 and flops > WORTH_IT.get(device.type, float("inf"))
+    return mode is Compile.on
+
+
+def choose_compilation(mode: Compile, wanted: bool, has_compiler: bool) -> tuple[bool, str]:
+    """Whether to compile where that is `wanted`, and that in words.
 
     Raises:
-        ValueError: compiling was asked for and this machine has no C++ compiler.
+        ValueError: compiling was asked for and a machine has not what it needs.
     """
-    wanted = mode is Compile.on
-    if mode is Compile.auto:
-        wanted = stage < 3 and flops > WORTH_IT.get(device.type, float("inf"))
     if wanted and not has_compiler:
         if mode is Compile.on:
             raise ValueError(
@@ -58,6 +58,9 @@ def choose_compilation(
 
 def finds_compiler() -> bool:
     """Whether torch's compiler finds the C++ compiler and the headers of Python that it needs."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which few runs need
+    from torch._inductor.exc import InvalidCxxCompiler
+
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
@@ -69,6 +72,8 @@ def compile_blocks(blocks: Iterable[nn.Module], cache: Path, backend: str = "ind
     """Has each block compiled, in place, when it first runs: one graph a block, for the shapes it
     then sees. Equal blocks share a graph. `cache`: the folder in which later runs find it;
     `backend`: torch.compile's."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     # torch's own default is in the machine's temporary folder, and is in this variable as soon as
     # anything has asked for it; a folder that the user named stays.
     if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
