@@ -105,7 +105,7 @@ def train(config: Config, terminal: Terminal) -> None:
             return
         metrics.say(words)
         if compiles:
-            metrics.say("compiling the layers: half a minute, or seconds where an earlier run did")
+            metrics.say("compiling the layers: a minute or so, seconds where an earlier run did")
             world.in_turn(lambda: rehearse(engine.module, loader.blank(), PURE))
         saved_at = state.step if state.step else None
         stopping = Vote(world)

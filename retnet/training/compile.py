@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # Work of one device after which compiling has paid, in FLOPs: two or three minutes of a CPU core's
-# steps, which become a third faster for half a minute of compiling; a minute of a GPU's.
+# steps, which become a third faster for less than a minute of compiling; a minute of a GPU's.
 WORTH_IT = {"cuda": 1e16, "cpu": 2e13}
 
 
