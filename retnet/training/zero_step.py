@@ -5,6 +5,7 @@ nothing and copies little of DeepSpeed's; what it relies on inside is listed onc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +87,7 @@ def install_fused_step(
         zero.step = _WholeGradients(zero, fused, reduce_bucket_size)
 
 
-class _ZeroStep:
+class _ZeroStep(ABC):
     """Takes the place of `step` in a wrapper of DeepSpeed's; waits for no device."""
 
     masters: str
@@ -120,12 +121,13 @@ class _ZeroStep:
             allgather_bucket_size=zero.allgather_bucket_size,
         )
 
+    @abstractmethod
     def _gradients(self, index: int) -> list[Tensor]:
         """This rank's share of the group's gradient, in the order of its partition."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _drop_gradients(self) -> None:
-        """What the engine's `zero_grad`, which follows, does not drop."""
+        """Drops what the engine's `zero_grad`, which follows, does not."""
 
 
 class _SharedGradients(_ZeroStep):
@@ -168,6 +170,9 @@ class _WholeGradients(_ZeroStep):
 
     def _gradients(self, index: int) -> list[Tensor]:
         return [self._zero.fp32_groups_gradient_flat_partition[index]]
+
+    def _drop_gradients(self) -> None:
+        """Nothing is left: `zero_grad` comes to `_clear`."""
 
     @torch.no_grad()
     def _add(self, weight: Tensor, group: int, place: int, clear_lp_grads: bool) -> None:

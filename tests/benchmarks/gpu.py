@@ -39,6 +39,14 @@ def peer(module: str, name: str) -> Callable | None:
     return getattr(import_module(module), name)
 
 
+def peak(run: Callable, *inputs: object) -> float:
+    """MiB of the GPU that `run` takes beyond what was there before."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run(*inputs)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*shape, device=DEVICE).to(dtype)
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from retnet.kernels import select_kernels
 from retnet.models.build import Architecture, ModelConfig, build_model, count_parameters
 from retnet.training.step import read_steps, train_step
-from tests.benchmarks.gpu import DEVICE, peer
+from tests.benchmarks.gpu import DEVICE, peak, peer
 from tests.benchmarks.measure import Case, Comparison, Contender, Settings
 from tests.benchmarks.models import Logits, WithLoss, compile_layers, llama_flops, our_flops
 from tests.benchmarks.steps import RATE, Batch, engine_of
@@ -114,14 +114,6 @@ def steps(settings: Settings, rows: int) -> Iterator[Comparison]:
                 given,
                 unit="MiB",
             )
-
-
-def peak(run: Callable[[Batch], None], batch: Batch) -> float:
-    """MiB that a step takes beyond what is there between steps."""
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run(batch)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 CASES = (

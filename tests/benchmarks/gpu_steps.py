@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retnet.kernels.linear_cross_entropy import linear_cross_entropy
-from tests.benchmarks.gpu import DEVICE, ours, peer, random
+from tests.benchmarks.gpu import DEVICE, ours, peak, peer, random
 from tests.benchmarks.measure import Case, Comparison, Contender, Settings, relative_error
 
 CHUNK = 8192
@@ -17,20 +17,24 @@ CHUNK = 8192
 NUMBERS = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The loss from all logits."""
+    logits = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def differentiated(loss: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The loss of hidden, weight and targets, and its gradients by the first two."""
+    leaves = [x.detach().requires_grad_() for x in inputs[:2]]
+    value = loss(*leaves, inputs[2])
+    return value.detach(), *torch.autograd.grad(value, leaves)
+
+
 def losses(settings: Settings) -> Iterator[Comparison]:
     """G8: linear and cross entropy, forward and backward; peak memory where there is a GPU."""
     tokens, width = settings.size(65536, 12), settings.size(2048, 16)
     liger = peer("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
     fla = peer("fla.modules.fused_linear_cross_entropy", "fused_linear_cross_entropy_loss")
-
-    def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        logits = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-
-    def differentiated(loss: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:
-        leaves = [x.detach().requires_grad_() for x in inputs[:2]]
-        value = loss(*leaves, inputs[2])
-        return value.detach(), *torch.autograd.grad(value, leaves)
 
     rows = ours("cross_entropy", "cross_entropy_rows")
     in_triton = partial(linear_cross_entropy, rows_operator=rows)
@@ -54,12 +58,6 @@ def losses(settings: Settings) -> Iterator[Comparison]:
         hidden, weight, targets = inputs
         return relative_error(run(hidden[:CHUNK], weight, targets[:CHUNK]), truth(*inputs))
 
-    def weigh(run: Callable, *inputs: Tensor) -> float:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run(*inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
     for vocabulary in (settings.size(32000, 50), settings.size(100_352, 70)):
 
         def draw(vocabulary: int = vocabulary) -> tuple[Tensor, ...]:
@@ -75,7 +73,7 @@ def losses(settings: Settings) -> Iterator[Comparison]:
         yield Comparison(title, contenders, draw, "bfloat16", device=DEVICE.type)
         if DEVICE.type == "cuda":
             weighed = {
-                name: Contender(partial(weigh, run), base=name.startswith("ours"))
+                name: Contender(partial(peak, run), base=name.startswith("ours"))
                 for name, run in runs.items()
             }
             yield Comparison(f"{title}: peak beyond the inputs", weighed, draw, unit="MiB")

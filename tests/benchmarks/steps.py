@@ -182,12 +182,26 @@ class Given(nn.Module):
         return SimpleNamespace(loss=sum((weight * gradient).sum() for weight, gradient in pairs))
 
 
+def update_error(
+    before: list[Tensor], now: Callable[[], Iterable[Tensor]], inputs: tuple, outputs: None
+) -> float:
+    """How far the first update of the float32 weights is from AdamW's in float64."""
+    wide = [nn.Parameter(weight.clone()) for weight in before]
+    for weight, gradient in zip(wide, inputs[0], strict=True):
+        weight.grad = gradient.double()
+    torch.nn.utils.clip_grad_norm_(wide, 1.0)
+    torch.optim.AdamW(wide, RATE, (0.9, 0.95), weight_decay=0.1).step()
+    found, right = ([a.detach() - b for a, b in zip(x, before, strict=True)] for x in (now(), wide))
+    return relative_error(found, right)
+
+
 def optimizers(settings: Settings) -> Iterator[Comparison]:
     """C8: clip and update 50 million bfloat16 weights with float32 masters and moments."""
     count, side = settings.size(12, 2), settings.size(2048, 64)
     shapes, work = count * [(side, side)], 30.0 * count * side**2
     torch.manual_seed(0)
     start = Given(count, side).bfloat16().state_dict()
+    check = partial(update_error, [weight.double() for weight in start.values()])
 
     def engine_contender(update: Update, stage: int, base: bool = False) -> Contender:
         """The engine's step; its gradients are summed before the clock starts."""
@@ -216,20 +230,6 @@ def optimizers(settings: Settings) -> Iterator[Comparison]:
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
         plain.step()
         torch._foreach_copy_(weights, [master.detach() for master in masters])
-
-    before = [weight.double() for weight in start.values()]
-
-    def check(now: Callable[[], Iterable[Tensor]], inputs: tuple, outputs: None) -> float:
-        """How far the first update of the float32 weights is from AdamW's in float64."""
-        wide = [nn.Parameter(weight.clone()) for weight in before]
-        for weight, gradient in zip(wide, inputs[0], strict=True):
-            weight.grad = gradient.double()
-        torch.nn.utils.clip_grad_norm_(wide, 1.0)
-        torch.optim.AdamW(wide, RATE, (0.9, 0.95), weight_decay=0.1).step()
-        found, right = (
-            [a.detach() - b for a, b in zip(x, before, strict=True)] for x in (now(), wide)
-        )
-        return relative_error(found, right)
 
     contenders = {
         "our engine's step, ZeRO-1": engine_contender(Update.fused, 1, base=True),

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import zstandard
 
+from data.loader import Batch
 from data.order import is_held_out
 from data.sources import DataConfig, Source, SourceKind
 from data.streams import Cursor, rows
@@ -114,3 +116,10 @@ def _text(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     """One document's text, after a look at its two ends."""
     assert ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id
     return tokenizer.decode(ids[1:-1].tolist())
+
+
+def stack(batch: Batch) -> torch.Tensor:
+    """A batch as one tensor [b, 3, L], after a look at its types."""
+    assert batch["input_ids"].dtype == batch["shift_labels"].dtype == torch.int64
+    assert batch["segment_start"].dtype == torch.int32
+    return torch.stack([batch[k] for k in ("input_ids", "shift_labels", "segment_start")], 1)

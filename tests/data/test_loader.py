@@ -1,6 +1,5 @@
 """The k-th global batch is the same for any number of ranks and workers, and after any resume."""
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from data.packing import IGNORED
 from data.sources import DataConfig, SourceKind, open_source
 from data.streams import rows
 from data.tokenizer import Tokenizer
-from tests.data.corpora import make_documents, write_corpus
+from tests.data.corpora import make_documents, stack, write_corpus
 
 LENGTH, GLOBAL, MICRO, STREAMS = 24, 8, 2, 8
 Cursors = dict[str, list[int]]
@@ -90,13 +89,6 @@ class Opener:
             loader.close()
 
 
-def stack(batch: Batch) -> torch.Tensor:
-    """A batch as one tensor [b, 3, L], after a look at its types."""
-    assert batch["input_ids"].dtype == batch["shift_labels"].dtype == torch.int64
-    assert batch["segment_start"].dtype == torch.int32
-    return torch.stack([batch[k] for k in ("input_ids", "shift_labels", "segment_start")], 1)
-
-
 @pytest.fixture(scope="module")
 def expected(loaders: Opener) -> list[tuple[torch.Tensor, Cursors]]:
     """What one rank without workers serves from the start: three epochs and more."""
@@ -126,29 +118,6 @@ def test_ranks_and_workers_do_not_change_a_global_batch(
     got = loaders.global_steps(0, 30, world_size, workers)
     for (step, cursors), (wanted, wanted_cursors) in zip(got, expected, strict=False):
         assert torch.equal(step, wanted) and cursors == wanted_cursors
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "row groups"])
-def test_workers_read_all_of_a_dataset(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """`datasets` gives a torch worker only its share of what it iterates, unless told otherwise."""
-    config = write_corpus(kind, tmp_path, make_documents(41))
-    served = []
-    for workers in (0, 1, 2):
-        loader = Loader(
-            dataclasses.replace(config, num_workers=workers),
-            open_source(config),
-            tokenizer,
-            seed=3,
-            sequence_length=LENGTH,
-            global_batch_size=GLOBAL,
-            micro_batch_size=MICRO,
-            rank=0,
-            world_size=1,
-        )
-        steps = itertools.islice(loader.steps(0), 40)
-        served.append(torch.cat([stack(batch) for step in steps for batch in step]))
-        loader.close()
-    assert torch.equal(served[0], served[1]) and torch.equal(served[0], served[2])
 
 
 @pytest.mark.parametrize("with_cursors", [True, False])

@@ -1,5 +1,8 @@
-"""Worker processes: they outlive signals meant for the run, and never outlive the run."""
+"""Worker processes: together they read everything; they outlive signals meant for the run, and
+never outlive the run."""
 
+import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -8,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from data.loader import Loader
+from data.sources import open_source
 from data.tokenizer import Tokenizer
-from tests.data.corpora import make_documents, write_corpus
+from tests.data.corpora import make_documents, stack, write_corpus
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
@@ -79,3 +85,26 @@ def test_no_worker_outlives_a_killed_parent(run: subprocess.Popen[str]) -> None:
     os.kill(run.pid, signal.SIGKILL)
     output, _ = run.communicate(timeout=60)
     assert output == "" and run.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "row groups"])
+def test_workers_read_all_of_a_dataset(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """`datasets` gives a torch worker only its share of what it iterates, unless told otherwise."""
+    config = write_corpus(kind, tmp_path, make_documents(41))
+    served = []
+    for workers in (0, 1, 2):
+        loader = Loader(
+            dataclasses.replace(config, num_workers=workers),
+            open_source(config),
+            tokenizer,
+            seed=3,
+            sequence_length=24,
+            global_batch_size=8,
+            micro_batch_size=2,
+            rank=0,
+            world_size=1,
+        )
+        steps = itertools.islice(loader.steps(0), 40)
+        served.append(torch.cat([stack(batch) for step in steps for batch in step]))
+        loader.close()
+    assert torch.equal(served[0], served[1]) and torch.equal(served[0], served[2])
