@@ -21,9 +21,10 @@ from retnet.kernels.reference import retention_parallel
 from retnet.kernels.rotation import rotate
 from retnet.kernels.triton import load_elementwise as triton_elementwise
 from retnet.kernels.triton import load_loss as triton_loss
+from retnet.kernels.triton import load_retention as triton_retention
 from retnet.kernels.triton import load_rms_norm as triton_rms_norm
 from retnet.kernels.triton import load_update as triton_update
-from retnet.kernels.triton import missing_triton
+from retnet.kernels.triton import missing_retention, missing_triton
 
 
 class Backend(Enum):
@@ -40,7 +41,7 @@ class KernelsConfig:
     """How each operator is computed."""
 
     retention: Backend = Backend.auto
-    "Retention, all three forms: auto or torch."
+    "Retention, all three forms: auto, torch or triton."
     rms_norm: Backend = Backend.auto
     "RMSNorm: auto, torch, triton (CUDA and ROCm), or apex (NVIDIA's FusedRMSNorm; CUDA only)."
     loss: Backend = Backend.auto
@@ -82,6 +83,7 @@ def _always(device: torch.device) -> str | None:
 # (operator, backend) -> (why it cannot be used on a device or None, how to load its callables). The
 # order of rows is the order of preference of `auto`.
 TABLE: dict[tuple[str, Backend], tuple[Callable, Callable]] = {
+    ("retention", Backend.triton): (missing_retention, triton_retention),
     ("retention", Backend.torch): (
         _always,
         lambda: {

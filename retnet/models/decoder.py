@@ -19,7 +19,7 @@ from retnet.models.norms import add_and_norm, build_norm
 from retnet.models.pretrained import RetentionPreTrainedModel
 from retnet.models.retention import Form, MultiScaleRetention
 from retnet.models.rotary import Positions, token_positions
-from retnet.models.state import RetentionCache
+from retnet.models.state import RetentionCache, advance
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -135,6 +135,7 @@ class DecoderModel(RetentionPreTrainedModel):
             config.recurrent_chunk_size if recurrent_chunk_size is None else recurrent_chunk_size,
             config.use_cache and not self.training if use_cache is None else use_cache,
             config.output_attentions if output_attentions is None else output_attentions,
+            isinstance(past_key_values, RetentionCache) and past_key_values.in_place,
         )
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
@@ -151,11 +152,10 @@ class DecoderModel(RetentionPreTrainedModel):
             states.append(state)
             scores.append(score)
         x = getattr(self, self.norm_names[1])(x)
-        length = x.shape[1] + (0 if past is None else past.length)
         retentions = tuple(scores) if form.return_scores else None
         return RetentionOutputWithPast(
             last_hidden_state=x,
-            past_key_values=RetentionCache(states, after, length) if form.return_state else None,
+            past_key_values=advance(past, states, after, x.shape[1]) if form.return_state else None,
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
             retentions=retentions,
             attentions=retentions,
@@ -178,12 +178,14 @@ class DecoderModel(RetentionPreTrainedModel):
         batch, time = x.shape[:2]
         mask = None
         if attention_mask is not None:
-            lengths = (time, time if past is None else time + past.length)
-            if attention_mask.ndim != 2 or attention_mask.shape[1] not in lengths:
-                raise ValueError(
-                    f"attention_mask needs shape [{batch}, {lengths[0]}], or [{batch}, "
-                    f"{lengths[1]}] with the past in front, got {list(attention_mask.shape)}"
-                )
+            shape = attention_mask.shape
+            if len(shape) != 2 or shape[1] != time:  # of a fixed state, reading the length waits
+                past_too = time if past is None else time + past.length
+                if len(shape) != 2 or shape[1] != past_too:
+                    raise ValueError(
+                        f"attention_mask needs shape [{batch}, {time}], or [{batch}, {past_too}] "
+                        f"with the past in front, got {list(shape)}"
+                    )
             mask = attention_mask[:, -time:].bool()
         before = None if past is None else past.position
         position = token_positions(time, before, segment_start, mask, x.device)

@@ -33,7 +33,8 @@ class RetentionGenerationMixin(GenerationMixin):
         if wanted.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation={wanted.cache_implementation!r}: this model carries a "
-                "state of constant size and no other cache; leave cache_implementation out"
+                "state of constant size and no other cache; leave cache_implementation out, or, "
+                "for one in fixed memory, pass past_key_values=RetentionCache.empty(...).fixed()"
             )
         if wanted.output_attentions or self.config.output_attentions:
             raise ValueError(
@@ -59,14 +60,16 @@ class RetentionGenerationMixin(GenerationMixin):
         pieces = generation_config.prefill_chunk_size is not None
         if pieces and model_kwargs.get("past_key_values") is None:
             # transformers reads a prompt in pieces only from a cache that is there before the first
-            config = self.config
             rows = batch * max(generation_config.num_beams, generation_config.num_return_sequences)
-            shape = (rows, config.num_heads, config.key_dim, config.value_dim // config.num_heads)
-            model_kwargs["past_key_values"] = RetentionCache(
-                [torch.zeros(shape, device=self.device) for _ in range(config.num_layers)],
-                torch.zeros(rows, dtype=torch.long, device=self.device),
-                length=0,
-            )
+            model_kwargs["past_key_values"] = RetentionCache.empty(self.config, rows, self.device)
+
+    @staticmethod
+    def create_masks_for_generate(
+        inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor | None:
+        """The mask of the new tokens [B, T] alone: transformers asks where a state is fixed, whose
+        steps all have one shape."""
+        return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
 
     def prepare_inputs_for_generation(
         self,

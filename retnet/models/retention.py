@@ -29,6 +29,8 @@ class Form:
     "Whether to return the state after the last token."
     return_scores: bool = False
     "Whether to return the scores [B, H, T, T]; the parallel form alone has them."
+    in_place: bool = False
+    "Whether the recurrent form writes the state it returns over the one it is given."
 
     def __post_init__(self) -> None:
         if self.mode not in FORWARD_MODES:
@@ -83,6 +85,7 @@ class MultiScaleRetention(FusibleProjections):
             retain = self.kernels.retention_parallel
         else:
             retain = self.kernels.retention_recurrent
+            asked["in_place"] = form.in_place and form.return_state
         with maybe_autocast(x.device.type, enabled=False):  # autocast would cast the state
             o, state = retain(q, k, v, *where, **asked)
         y = self.out_proj(self.group_norm(o, gate))

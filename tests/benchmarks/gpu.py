@@ -204,5 +204,5 @@ def elementwise(settings: Settings) -> Iterator[Comparison]:
 
 CASES = (
     Case("g0", "ceilings of the GPU", ceilings),
-    Case("g7", "elementwise operators", elementwise),
+    Case("g7", "elementwise operators", elementwise, minutes=2.5),
 )

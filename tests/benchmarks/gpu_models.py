@@ -5,62 +5,17 @@ beside Llama of as many and other RetNets that are installed, all compiled, and 
 import gc
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
-import yaml
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from retnet.kernels import select_kernels
-from retnet.models.build import Architecture, ModelConfig, build_model, count_parameters
+from retnet.models.build import count_parameters
 from retnet.training.step import read_steps, train_step
 from tests.benchmarks.gpu import DEVICE, peak, peer
+from tests.benchmarks.gpu_presets import fla_1b3, llama_1b3, our_1b3
 from tests.benchmarks.measure import Case, Comparison, Contender, Settings
 from tests.benchmarks.models import Logits, WithLoss, compile_layers, llama_flops, our_flops
 from tests.benchmarks.steps import RATE, Batch, engine_of
-
-PRESET = Path(__file__).parents[2] / "configs" / "model" / "retnet_xl_1b3.yaml"
-TOY = {"hidden_size": 32, "num_heads": 2, "value_dim": 64, "intermediate_size": 64}
-
-
-def our_1b3(settings: Settings) -> nn.Module:
-    """The preset on the kernels of this device."""
-    sizes = yaml.safe_load(PRESET.read_text()) | {"vocab_size": settings.size(32000, 64)}
-    if settings.quick:
-        sizes |= TOY | {"num_layers": 1, "chunk_size": 16}
-    sizes["architecture"] = Architecture(sizes["architecture"])
-    return build_model(ModelConfig(**sizes), select_kernels(device=DEVICE), seed=0)
-
-
-def llama_1b3(settings: Settings) -> LlamaForCausalLM:
-    """As wide and as deep, with a feed-forward that makes up for the other weights."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=settings.size(32000, 64),
-            hidden_size=settings.size(2048, 32),
-            num_hidden_layers=settings.size(24, 1),
-            num_attention_heads=settings.size(16, 2),
-            intermediate_size=settings.size(5504, 64),
-            max_position_embeddings=8192,
-            attn_implementation="sdpa",
-        )
-    )
-
-
-def fla_1b3(settings: Settings) -> nn.Module:
-    """flash-linear-attention's RetNet of the same sizes; its classes register themselves."""
-    config = AutoConfig.for_model(
-        "retnet",
-        vocab_size=32000,
-        hidden_size=2048,
-        num_hidden_layers=24,
-        num_heads=8,
-        expand_v=2,
-        intermediate_size=3456,
-        fuse_cross_entropy=False,
-    )
-    return AutoModelForCausalLM.from_config(config)
 
 
 def step_of(
@@ -117,6 +72,11 @@ def steps(settings: Settings, rows: int) -> Iterator[Comparison]:
 
 
 CASES = (
-    Case("g10", "training step of 1.3 billion parameters, 65,536 tokens", partial(steps, rows=8)),
-    Case("g13", "the same with 8,192 tokens", partial(steps, rows=1)),
+    Case(
+        "g10",
+        "training step of 1.3 billion parameters, 65,536 tokens",
+        partial(steps, rows=8),
+        minutes=6,
+    ),
+    Case("g13", "the same with 8,192 tokens", partial(steps, rows=1), minutes=6),
 )

@@ -130,6 +130,6 @@ def optimizer(settings: Settings) -> Iterator[Comparison]:
 
 
 CASES = (
-    Case("g8", "linear and cross entropy", losses),
+    Case("g8", "linear and cross entropy", losses, minutes=1.5),
     Case("g9", "optimizer's pass", optimizer),
 )

@@ -6,26 +6,40 @@ absolute time says more about the machine's other guests. Not here: what is meas
 """
 
 import gc
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tests.benchmarks.goals import Goal, Verdict, judge_goals
+from tests.benchmarks.machine import (
+    GIB,
+    available_memory,
+    await_gpu,
+    ceiling,
+    fresh_memory_is_nan,
+    gpu_is_lost,
+)
+from tests.benchmarks.roofline import Work, floor
+
 if TYPE_CHECKING:
     from tests.benchmarks.peers import Peer
 
-GIB = 2**30
 PAIRS = 5
 "Turns of each contender, at least."
 MOST_PAIRS, PATIENCE = 25, 2.0
 "Quick contenders get more turns: up to so many, or until all turns together took so many seconds."
+TIMES = ("ms", "ms alone")
+"Units of time; what `run` returns in another, or in ms alone, is the figure."
+SLACK, WIDE_SLACK = 2.0, 10.0
+"So many times the standard's error is wrong, of ours and of others."
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Settings:
     """What the command line asked for."""
 
     quick: bool = False
-    "Toy sizes and two turns: proves that a case runs, measures nothing."
+    "Toy sizes and one turn: proves that a case runs, measures nothing."
     threads: int | None = None
     "Threads for every case; None: each case's own."
     peers: dict[str, "Peer"] = field(default_factory=dict)
@@ -49,7 +63,8 @@ class Contender:
     """One way to do a comparison's work."""
 
     run: Callable[..., Any]
-    "Does the work once on the drawn inputs and returns outputs to check; in MiB, the figure."
+    """Does the work once on the drawn inputs and returns outputs to check; where the comparison's
+    unit is not ms, the figure."""
     base: bool = False
     "Ratios are to the fastest of these."
     check: Callable[[tuple, Any], float] | None = None
@@ -62,6 +77,10 @@ class Contender:
     "FLOPs (bytes, where the ceiling is the copy) of one part, where they are known."
     memory: float = 0.0
     "Bytes a turn takes at its peak, roughly; 0: little."
+    phases: tuple[Work, ...] = ()
+    "What one part needs at least, one phase after the other: figures are also of that floor."
+    remark: Callable[[], str] | None = None
+    "A word after the figures, asked for when they are there."
 
 
 @dataclass
@@ -75,9 +94,14 @@ class Comparison:
     ceiling: str | None = None
     "What `work` is measured by: bfloat16, float32 (GEMM) or copy."
     unit: str = "ms"
-    "ms, or MiB for what `run` returns."
+    "ms; else (ms alone, MiB, error) what `run` returns is the figure."
     device: str = "cpu"
     "Where the ceiling is measured: cpu or cuda."
+    standard: str | None = None
+    "The contender whose error is a measure of the others': see SLACK. A wrong one has no ratio."
+    poisoned: bool = False
+    "The warm-up's fresh memory is filled with nan, so that an element never written is an error."
+    goals: tuple[Goal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +113,10 @@ class Case:
     build: Callable[[Settings], Iterable[Comparison]]
     "A generator: each comparison is measured and dropped before the next is built."
     threads: int = 1
+    minutes: float = 1.0
+    "How long it may take; with too little time left it does not begin."
+    by_name: bool = False
+    "Only where it is asked for by its name."
 
 
 @dataclass
@@ -104,6 +132,14 @@ class Row:
     ratio_of_medians: float = 1.0
     "To the best base: above 1 the base is faster."
     ratio_of_minima: float = 1.0
+    wrong: bool = False
+    "Too far from float64: a figure of it says nothing."
+    floor: float | None = None
+    "What the figure could be at least, by the ceilings."
+    tflops: float | None = None
+    gigabytes: float | None = None
+    "A second, of what `phases` counts."
+    remark: str = ""
 
     @property
     def median(self) -> float:
@@ -112,61 +148,118 @@ class Row:
 
 @dataclass
 class Result:
-    """A measured comparison: rows, and a sentence for each contender that was left out."""
+    """A measured comparison: rows, a sentence for each contender that was left out or failed, what
+    came of its goals, and whether one of ours failed or is wrong."""
 
     title: str
     unit: str
     rows: list[Row]
     left_out: list[str]
+    verdicts: list[Verdict] = field(default_factory=list)
+    broken: bool = False
 
 
 def measure(comparison: Comparison, settings: Settings) -> Result:
     """Checks, times and compares; under the number of threads that is set."""
     torch.manual_seed(0)
     contenders, left_out = fitting(comparison.contenders)
-    rows = take_turns(comparison, contenders, settings)
-    bases = [row for row in rows if row.base]
+    rows, failed = take_turns(comparison, contenders, settings)
+    mark_wrong(comparison, rows)
+    bases = [row for row in rows if row.base and not row.wrong]
     best = min(bases, key=lambda row: row.median) if bases else None
     for row in rows:
-        work = contenders[row.name].work
-        if work and comparison.ceiling and comparison.unit == "ms":
-            share = work / (row.median * 1e-3)
-            threads = torch.get_num_threads()
-            best_rate = ceiling(comparison.ceiling, threads, settings.quick, comparison.device)
-            row.share = share / best_rate
-        if best:
+        if comparison.unit in TIMES:
+            set_shares(row, contenders[row.name], comparison, settings.quick)
+        if best and best.median:
             row.ratio_of_medians = row.median / best.median
             row.ratio_of_minima = min(row.values) / min(best.values)
-    return Result(comparison.title, comparison.unit, rows, left_out)
+    broken = any(row.wrong and row.base for row in rows)
+    broken |= any(contenders[name].base for name in failed)
+    verdicts = judge_goals(comparison.goals, rows, comparison.unit)
+    sentences = [*left_out, *failed.values()]
+    return Result(comparison.title, comparison.unit, rows, sentences, verdicts, broken)
+
+
+def set_shares(row: Row, contender: Contender, comparison: Comparison, quick: bool) -> None:
+    """How its figure stands to the ceilings that were measured."""
+    threads, seconds = torch.get_num_threads(), row.median * 1e-3
+    if contender.work and comparison.ceiling:
+        best = ceiling(comparison.ceiling, threads, quick, comparison.device)
+        row.share = contender.work / seconds / best
+    if contender.phases:
+        kind = "bfloat16" if comparison.ceiling in (None, "copy") else comparison.ceiling
+        rates = [ceiling(name, threads, quick, comparison.device) for name in (kind, "copy")]
+        row.floor = 1e3 * floor(contender.phases, *rates)
+        row.tflops = sum(phase.flops for phase in contender.phases) / seconds / 1e12
+        row.gigabytes = sum(phase.bytes for phase in contender.phases) / seconds / 1e9
+
+
+def mark_wrong(comparison: Comparison, rows: list[Row]) -> None:
+    """Which rows are too far from float64, by the standard's error."""
+    errors = {
+        row.name: row.median if comparison.unit == "error" else row.error
+        for row in rows
+        if comparison.unit == "error" or row.error is not None
+    }
+    standard = errors.get(comparison.standard)
+    for row in rows:
+        if standard is not None and row.name in errors:
+            slack = SLACK if row.base else WIDE_SLACK
+            row.wrong = not errors[row.name] <= slack * standard
 
 
 def take_turns(
     comparison: Comparison, contenders: dict[str, Contender], settings: Settings
-) -> list[Row]:
-    """A warm-up turn, whose outputs are checked, then A B A B."""
-    rows = [Row(name, contender.base, None, []) for name, contender in contenders.items()]
-    if comparison.unit == "MiB":  # the same every time, and each turn a process: one is enough
-        for row in rows:
-            row.values.append(contenders[row.name].run(*comparison.draw()))
-        return rows
+) -> tuple[list[Row], dict[str, str]]:
+    """A warm-up turn, whose outputs are checked, then A B A B. Who fails in the warm-up takes no
+    more turns: the second result is a sentence for each."""
+    rows, failed = [], {}
     inputs = comparison.draw()
+    for name, contender in contenders.items():
+        row = Row(name, contender.base, None, [])
+        try:
+            warm_up(row, contender, comparison, inputs)
+        except Exception as error:
+            if contender.base:
+                traceback.print_exc(file=sys.stderr)
+            if gpu_is_lost():  # nobody else can go on in this process
+                raise
+            failed[name] = f"{name} failed: {sentence_of(error)}"
+        else:
+            rows.append(row)
+    del inputs
+    if comparison.unit == "ms":
+        started, turns = time.perf_counter(), 0
+        while turns < (1 if settings.quick else PAIRS) or (
+            not settings.quick and turns < MOST_PAIRS and time.perf_counter() - started < PATIENCE
+        ):
+            drawn = comparison.draw()
+            for row in rows:
+                contender = contenders[row.name]
+                seconds, outputs = take_turn(contender, drawn)
+                row.values.append(1e3 * seconds / contender.parts)
+                del outputs
+            turns += 1
     for row in rows:
-        contender = contenders[row.name]
+        remark = contenders[row.name].remark
+        row.remark = remark() if remark else ""
+    return rows, failed
+
+
+def warm_up(row: Row, contender: Contender, comparison: Comparison, inputs: tuple) -> None:
+    """The first turn: its outputs' error or, where `run` returns that, the figure."""
+    with fresh_memory_is_nan() if comparison.poisoned else nullcontext():
         _, outputs = take_turn(contender, inputs)
-        row.error = contender.check(inputs, outputs) if contender.check else None
-        del outputs
-    started, turns = time.perf_counter(), 0
-    while turns < (2 if settings.quick else PAIRS) or (
-        not settings.quick and turns < MOST_PAIRS and time.perf_counter() - started < PATIENCE
-    ):
-        inputs = comparison.draw()
-        for row in rows:
-            contender = contenders[row.name]
-            seconds, outputs = take_turn(contender, inputs)
-            row.values.append(1e3 * seconds / contender.parts)
-            del outputs
-        turns += 1
-    return rows
+    if comparison.unit != "ms":  # the same every time: one is enough
+        row.values.append(outputs)
+    elif contender.check:
+        row.error = contender.check(inputs, outputs)
+
+
+def sentence_of(error: Exception) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'without a word'}"
 
 
 def take_turn(contender: Contender, inputs: tuple) -> tuple[float, Any]:
@@ -181,12 +274,6 @@ def take_turn(contender: Contender, inputs: tuple) -> tuple[float, Any]:
     return time.perf_counter() - started, outputs
 
 
-def await_gpu() -> None:
-    """Waits for what was launched on a GPU, where one is in use."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
 def fitting(contenders: dict[str, Contender]) -> tuple[dict[str, Contender], list[str]]:
     """Those that fit into this machine's memory, and a sentence for each that does not."""
     free = available_memory()
@@ -199,16 +286,6 @@ def fitting(contenders: dict[str, Contender]) -> tuple[dict[str, Contender], lis
     return {n: c for n, c in contenders.items() if c.memory <= free}, left_out
 
 
-def available_memory() -> float:
-    """Bytes that may still be taken, by the machine's count and the control group's."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable"))
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.exists() and limit.read_text().strip() != "max":
-        free = min(free, float(limit.read_text()) - float(used.read_text()))
-    return free
-
-
 def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     """The largest |found - truth| / |truth| (L2) over pairs of tensors; nan counts as infinite."""
     errors = [
@@ -216,33 +293,3 @@ def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
         for a, b in zip(found, truth, strict=True)
     ]
     return max(errors)
-
-
-@cache
-def ceiling(kind: str, threads: int, quick: bool = False, device: str = "cpu") -> float:
-    """The best this machine did of a GEMM 1536^3 in bfloat16 or float32 (FLOP/s), or of a copy of
-    256 MB (bytes read and written, per second); on a GPU of 8192^3 and of 2 GB."""
-    gpu = device == "cuda"
-    if kind == "copy":
-        size = 2**20 if quick else 2**31 if gpu else 2**28
-        source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
-        target = torch.empty_like(source).fill_(0)
-        work, run = 2.0 * source.numel(), lambda: target.copy_(source)
-    else:
-        side = 128 if quick else 8192 if gpu else 1536
-        a, b = (torch.randn(side, side, device=device).to(getattr(torch, kind)) for _ in range(2))
-        work, run = 2.0 * side**3, lambda: a @ b
-    with use_threads(threads):
-        seconds = [take_turn(Contender(run), ())[0] for _ in range(2 if quick else 8)]
-    return work / min(seconds)
-
-
-@contextmanager
-def use_threads(threads: int) -> Iterator[None]:
-    """torch on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

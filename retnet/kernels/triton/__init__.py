@@ -24,6 +24,22 @@ def missing_triton(device: torch.device) -> str | None:
     return None
 
 
+def missing_retention(device: torch.device) -> str | None:
+    """The same of the kernels of retention, which need some shared memory."""
+    if reason := missing_triton(device):
+        return reason
+    return import_module(f"{__name__}.chunkwise_tiles").missing_tiles(device)
+
+
+def load_retention() -> dict[str, Callable]:
+    """The three forms by name, with the signatures and meaning of `retnet/kernels/reference.py`."""
+    return (
+        _load("chunkwise", "retention_parallel")
+        | _load("chunkwise", "retention_chunkwise")
+        | _load("recurrent", "retention_recurrent")
+    )
+
+
 def load_rms_norm() -> Callable:
     """`rms_norm`, with the signature and meaning of `retnet/kernels/norms.py`."""
     return _load("norms", "rms_norm")["rms_norm"]

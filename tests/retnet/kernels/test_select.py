@@ -25,7 +25,8 @@ def test_a_backend_that_is_missing_names_the_key_and_the_remedy():
 
 
 def test_a_backend_that_does_not_exist_names_those_that_do():
-    with pytest.raises(ValueError, match=r"no apex backend for retention.*one of auto, torch"):
+    expected = r"no apex backend for retention.*one of auto, triton, torch"
+    with pytest.raises(ValueError, match=expected):
         select_kernels(KernelsConfig(retention=Backend.apex), "cpu")
 
 

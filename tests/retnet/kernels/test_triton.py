@@ -14,15 +14,33 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from retnet.kernels import Backend, KernelsConfig, select_kernels
-from retnet.kernels.triton import adamw, cross_entropy, gated_norm, gates, norms, rotation
+from retnet.kernels.triton import (
+    adamw,
+    chunkwise,
+    chunkwise_launch,
+    chunkwise_tiles,
+    cross_entropy,
+    gated_norm,
+    gates,
+    norms,
+    recurrent,
+    rotation,
+)
 from retnet.models.export import carried_code
 
 ROOT = Path(__file__).parents[3]
 TARGETS = {
-    "H200": (GPUTarget("cuda", 90, 32), "cubin"),
-    "MI300": (GPUTarget("hip", "gfx942", 64), "hsaco"),
+    "H200": (GPUTarget("cuda", 90, 32), "cubin", ("sm90", "wide")),
+    "MI300": (GPUTarget("hip", "gfx942", 64), "hsaco", ("gfx942", "small")),
 }
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+MODULES = adamw, chunkwise_launch, cross_entropy, gated_norm, gates, norms, recurrent, rotation
 
 
 class Translated:
@@ -30,8 +48,9 @@ class Translated:
 
     def __init__(self, kernel: triton.JITFunction, target: str) -> None:
         self.kernel = kernel
-        self.target, self.binary = TARGETS[target]
+        self.target, self.binary, _ = TARGETS[target]
         self.launches = 0
+        self.made = []
 
     def __getitem__(self, grid: tuple) -> "Translated":
         return self
@@ -55,6 +74,7 @@ class Translated:
         made = triton.compile(source, target=self.target, options={"num_warps": num_warps})
         assert made.asm[self.binary]
         self.launches += 1
+        self.made.append(made)
 
 
 def launch_everything(dtype: torch.dtype) -> None:
@@ -88,19 +108,58 @@ def launch_everything(dtype: torch.dtype) -> None:
         adamw.adamw_step(parameter, gradient, exp_avg, exp_avg_sq, low, **numbers, **scalars)
 
 
+def retain(key_dim: int, value_dim: int, packed: bool, dtype: torch.dtype) -> None:
+    """The chunkwise form, forward and backward, and one token of the recurrent one."""
+    q = torch.randn(1, 512, 2, key_dim).to(dtype).requires_grad_()
+    v = torch.randn(1, 512, 2, value_dim).to(dtype).requires_grad_()
+    where = torch.zeros(1, 512, dtype=torch.int32) if packed else None
+    o, _ = chunkwise.retention_chunkwise(q, q, v, -torch.ones(2), None, where, chunk_size=256)
+    o.sum().backward()
+    q, v, state = q.detach()[:, :1], v.detach()[:, :1], torch.zeros(1, 2, key_dim, value_dim)
+    where = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    recurrent.retention_recurrent(q, q, v, -torch.ones(2), state, *where, in_place=True)
+
+
+def stand_in(monkeypatch, target: str, modules: tuple[ModuleType, ...]) -> list[Translated]:
+    """Puts a translation for `target` in the place of every kernel of the modules."""
+    standing = []
+    for module in modules:
+        for name, kernel in vars(module).copy().items():
+            if isinstance(kernel, triton.JITFunction) and name.endswith("kernel"):
+                standing.append(Translated(kernel, target))
+                monkeypatch.setattr(module, name, standing[-1])
+    monkeypatch.setattr(chunkwise_tiles, "_architecture", lambda device: TARGETS[target][2])
+    return standing
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_kernel_compiles_for_gpus_that_are_not_here(target, monkeypatch, tmp_path):
     """The interpreter forgives what the compiler refuses: a variable whose type changes in a loop,
     an operation a dtype does not have."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    standing = []
-    for module in (norms, gated_norm, gates, rotation, cross_entropy, adamw):
-        for name, kernel in vars(module).copy().items():
-            if isinstance(kernel, triton.JITFunction):
-                standing.append(Translated(kernel, target))
-                monkeypatch.setattr(module, name, standing[-1])
+    monkeypatch.setattr(chunkwise_launch, "CHUNKS_PER_SEGMENT", 1)  # the scan is cut and joined
+    monkeypatch.setattr(chunkwise_launch, "multiprocessors", lambda device: 132)
+    standing = stand_in(monkeypatch, target, MODULES)
     launch_everything(torch.bfloat16)
-    assert all(kernel.launches for kernel in standing) and len(standing) == 9
+    retain(256, 432, True, torch.bfloat16)
+    assert all(kernel.launches for kernel in standing) and len(standing) == 14
+
+
+def test_retention_keeps_its_sums_in_registers_and_takes_no_transposed_one(monkeypatch, tmp_path):
+    """On an H200. A product of `tl.trans(accumulator)` is what Triton 3.4 to 3.7.0 translates
+    wrongly for Hopper; a sum that does not fit its registers goes through memory each time."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    standing = stand_in(monkeypatch, "H200", (chunkwise_launch, recurrent))
+    retain(256, 512, False, torch.bfloat16)
+    made = [made for kernel in standing for made in kernel.made]
+    assert len(made) == 9
+    for kernel in made:
+        assert "tt.trans" not in kernel.asm["ttir"]
+        binary = tmp_path / "kernel.cubin"
+        binary.write_bytes(kernel.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert " STACK:0 " in usage, f"{kernel.metadata.name} spills: {usage}"
 
 
 HERE = Path(__file__).parent
@@ -122,12 +181,16 @@ def test_the_laws_hold_in_the_interpreter():
 
 def test_on_a_cpu_the_seam_takes_them_for_the_interpreter_alone(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "retention=torch" in select_kernels().description
     assert "elementwise=torch" in select_kernels().description
     with pytest.raises(ValueError, match=r"kernels\.elementwise=triton: .* run is on cpu; or set"):
         select_kernels(KernelsConfig(elementwise=Backend.triton))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     kernels = select_kernels()
-    assert "rms_norm=triton elementwise=triton" in kernels.description
+    assert "retention=triton rms_norm=triton elementwise=triton" in kernels.description
+    assert kernels.retention_chunkwise is chunkwise.retention_chunkwise
+    assert kernels.retention_parallel is chunkwise.retention_parallel
+    assert kernels.retention_recurrent is recurrent.retention_recurrent
     assert kernels.rms_norm is norms.rms_norm and kernels.swiglu is gates.swiglu
     assert kernels.add_rms_norm is norms.add_rms_norm
     assert kernels.gated_rms_norm is gated_norm.gated_rms_norm
