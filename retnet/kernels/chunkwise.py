@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retnet.kernels.reference import check_shapes, state_dtype
+from retnet.kernels.reference import check_decay, check_shapes, state_dtype
 
 # What a block of chunks may hold: on a CPU what stays in its cache, elsewhere what bounds the
 # memory for states without leaving much of a device idle.
@@ -46,7 +46,8 @@ def retention_chunkwise(
     after the last token. Gradients flow to q, k, v and the state, once.
     Matrix products run in q's dtype, states are handed on in float32.
     """
-    check_shapes(q, k, v, log_decay, state, segment_start)
+    check_shapes(q, k, v, log_decay, state, segment_start, mask)
+    check_decay(log_decay)
     if mask is not None:
         k = k * mask[..., None, None]  # a masked token is seen by nobody
     log_decay = log_decay.to(q.device, state_dtype(v))

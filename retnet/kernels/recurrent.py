@@ -5,12 +5,7 @@ written twice a token. The same arithmetic as `reference.retention_recurrent`, w
 import torch
 from torch import Tensor
 
-from retnet.kernels.reference import check_shapes, state_dtype
-
-
-def wants_gradient(*inputs: Tensor | None) -> bool:
-    """Whether what is computed from `inputs` now is to be differentiated."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+from retnet.kernels.reference import check_shapes, state_dtype, wants_gradient
 
 
 def check_in_place(state: Tensor | None, *inputs: Tensor) -> None:
@@ -44,7 +39,7 @@ def retention_recurrent(
     `return_state`, the state after the last token. Computed in float32 or better. in_place: that
     state is `state` itself, overwritten, so that steps can be replayed from the same memory.
     """
-    check_shapes(q, k, v, log_decay, state, segment_start)
+    check_shapes(q, k, v, log_decay, state, segment_start, mask)
     given = state
     if in_place:
         check_in_place(state, q, k, v, log_decay)

@@ -41,6 +41,7 @@ def check_shapes(
     log_decay: Tensor,
     state: Tensor | None,
     segment_start: Tensor | None,
+    mask: Tensor | None,
 ) -> None:
     """The door of every form: raises ValueError on shapes that do not fit together."""
     batch, time, heads, key_dim = q.shape
@@ -54,9 +55,22 @@ def check_shapes(
     expected = (batch, heads, key_dim, v.shape[-1])
     if state is not None and state.shape != expected:
         raise ValueError(f"retention needs a state {list(expected)}, got {list(state.shape)}")
-    if segment_start is not None and segment_start.shape != (batch, time):
+    for name, given in (("segment_start", segment_start), ("mask", mask)):
+        if given is not None and given.shape != (batch, time):
+            raise ValueError(f"retention needs {name} [{batch}, {time}], got {list(given.shape)}")
+
+
+def wants_gradient(*inputs: Tensor | None) -> bool:
+    """Whether what is computed from `inputs` now is to be differentiated."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def check_decay(log_decay: Tensor) -> None:
+    """The door of forms that take the decay for a constant: ValueError where it is none."""
+    if wants_gradient(log_decay):
         raise ValueError(
-            f"retention needs segment_start [{batch}, {time}], got {list(segment_start.shape)}"
+            "retention by chunks has no gradient of log_decay, which requires one; detach it, or "
+            'use forward_mode="parallel"'
         )
 
 
@@ -103,7 +117,7 @@ def retention_parallel(
 ) -> tuple[Tensor, Tensor | None]:
     """Every pair of tokens at once (equation 5): O(T^2) memory. Shapes: see the head of this
     file."""
-    check_shapes(q, k, v, log_decay, state, segment_start)
+    check_shapes(q, k, v, log_decay, state, segment_start, mask)
     dtype = state_dtype(v)
     log_decay = log_decay.to(q.device, dtype)
     age = _age(q, mask)  # [B or 1, T]
@@ -147,7 +161,7 @@ def retention_recurrent(
     return_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Token by token (equation 6): O(1) memory in T. Shapes: see the head of this file."""
-    check_shapes(q, k, v, log_decay, state, segment_start)
+    check_shapes(q, k, v, log_decay, state, segment_start, mask)
     dtype = state_dtype(v)
     batch, time, heads, key_dim = q.shape
     gamma = torch.exp(log_decay.to(q.device, dtype))[None, :, None, None]
@@ -184,7 +198,7 @@ def retention_chunkwise(
     """Parallel inside chunks of `chunk_size` tokens, recurrent between them (equation 7). Shapes:
     see the head of this file. The last chunk is simply shorter where `chunk_size` does not divide
     T."""
-    check_shapes(q, k, v, log_decay, state, segment_start)
+    check_shapes(q, k, v, log_decay, state, segment_start, mask)
     outputs = []
     for start in range(0, q.shape[1], chunk_size):
         piece = slice(start, start + chunk_size)

@@ -179,9 +179,9 @@ class DecoderModel(RetentionPreTrainedModel):
         mask = None
         if attention_mask is not None:
             shape = attention_mask.shape
-            if len(shape) != 2 or shape[1] != time:  # of a fixed state, reading the length waits
+            if shape != (batch, time):  # of a fixed state, reading the length waits
                 past_too = time if past is None else time + past.length
-                if len(shape) != 2 or shape[1] != past_too:
+                if shape != (batch, past_too):
                     raise ValueError(
                         f"attention_mask needs shape [{batch}, {time}], or [{batch}, {past_too}] "
                         f"with the past in front, got {list(shape)}"

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from retnet.kernels.chunkwise import retention_chunkwise as torch_retention
-from retnet.kernels.reference import check_shapes
+from retnet.kernels.reference import check_decay, check_shapes, wants_gradient
+from retnet.kernels.reference import retention_parallel as torch_parallel
 from retnet.kernels.triton.chunkwise_launch import Launch, states_dtype
 from retnet.kernels.triton.chunkwise_tiles import chunk_for
 from retnet.kernels.triton.tiles import neighboring
@@ -45,13 +46,14 @@ def retention_chunkwise(
     in v's dtype and, when `return_state`, the state [B, H, K, V] in float32 after the last token.
     Gradients flow to q, k, v and the state, once.
 
-    `chunk_size` is rounded down to 256, 128, 64, 32 or 16 tokens. Products run in v's dtype, which
-    under autocast is autocast's; sums and the state are float32. float32 products are exact unless
-    `torch.set_float32_matmul_precision` allows TF32. float64 goes to plain torch.
+    `chunk_size` is rounded down to 256, 128, 64, 32 or 16 tokens, but not below. Products run in
+    v's dtype, which under autocast is autocast's; sums and the state are float32. float32 products
+    are exact unless `torch.set_float32_matmul_precision` allows TF32. float64 goes to plain torch.
     """
-    check_shapes(q, k, v, log_decay, state, segment_start)
-    if torch.is_autocast_enabled(v.device.type):
+    check_shapes(q, k, v, log_decay, state, segment_start, mask)
+    if v.dtype != torch.float64 and torch.is_autocast_enabled(v.device.type):
         v = v.to(torch.get_autocast_dtype(v.device.type))
+    check_decay(log_decay)
     if v.dtype == torch.float64:
         return torch_retention(
             *(q, k, v, log_decay, state, segment_start, mask),
@@ -85,7 +87,12 @@ def retention_parallel(
     return_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The parallel form (equation 5) without its scores [T, T]: the same by chunks, of 256 tokens
-    for K = 256 and 128 below. Shapes and meaning as in `retention_chunkwise`."""
+    for K = 256 and 128 below. Shapes and meaning as in `retention_chunkwise`. In float64, and where
+    log_decay wants a gradient, plain torch's, which has it."""
+    if v.dtype == torch.float64 or wants_gradient(log_decay):
+        return torch_parallel(
+            q, k, v, log_decay, state, segment_start, mask, return_state=return_state
+        )
     return retention_chunkwise(
         *(q, k, v, log_decay, state, segment_start, mask),
         chunk_size=CHUNK_OF_WIDE_HEADS if q.shape[-1] > 160 else CHUNK_OF_NARROW_HEADS,
@@ -94,7 +101,7 @@ def retention_parallel(
 
 
 def _empties(
-    q: Tensor, v: Tensor, state: Tensor | None, chunk: int, return_state: bool
+    q: Tensor, v: Tensor, chunk: int, return_state: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """o [B, T, H, V], the final state [B, H, K, V] or nothing, scores [B, H, N, C, C] and states
     [B, H, N, K, V], as the operator returns them."""
@@ -107,11 +114,6 @@ def _empties(
         v.new_empty((batch, heads, chunks, chunk, chunk)),
         v.new_empty((batch, heads, chunks, key_dim, value_dim), dtype=states_dtype(v)),
     )
-
-
-def _states_dtype(v: Tensor) -> torch.dtype:
-    """A state grows with its document, and float16 ends at 65,504."""
-    return torch.float32 if v.dtype == torch.float16 else v.dtype
 
 
 @torch.library.custom_op("retnet::retention", mutates_args=())
@@ -127,8 +129,8 @@ def _retention(
     return_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """o and the final state; then the scores and the states, which the backward pass reads."""
-    o, final, scores, states = _empties(q, v, state, chunk, return_state)
-    if not v.shape[1]:
+    o, final, scores, states = _empties(q, v, chunk, return_state)
+    if not v.shape[:3].numel():
         if return_state:
             final.zero_() if state is None else final.copy_(state)
         return o, final, scores, states
@@ -151,7 +153,7 @@ def _(
     chunk: int,
     return_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empties(q, v, state, chunk, return_state)
+    return _empties(q, v, chunk, return_state)
 
 
 @torch.library.custom_op("retnet::retention_backward", mutates_args=())
@@ -170,7 +172,7 @@ def _retention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and of the state [B, H, K, V], empty unless `with_state`."""
     dq, dk, dv, dstate = _empty_gradients(q, k, v, with_state)
-    if not v.shape[1]:
+    if not v.shape[:3].numel():
         if with_state:
             dstate.zero_() if grad_final is None else dstate.copy_(grad_final)
         return dq, dk, dv, dstate
@@ -224,6 +226,11 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]
 def _backward(
     ctx: Any, grad: Tensor | None, grad_final: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the Triton kernels of retention are differentiated once; create_graph=True wants "
+            'more: set kernels.retention=torch and forward_mode="parallel" there'
+        )
     q, k, v, *_ = ctx.saved_tensors
     if grad is None:
         grad = v.new_zeros(()).expand(v.shape)

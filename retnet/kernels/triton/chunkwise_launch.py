@@ -10,13 +10,15 @@ from torch import Tensor
 
 from retnet.kernels.triton.chunkwise_products import outputs_kernel, scores_kernel
 from retnet.kernels.triton.chunkwise_states import join_kernel, states_kernel
-from retnet.kernels.triton.chunkwise_tiles import config_for, multiprocessors
+from retnet.kernels.triton.chunkwise_tiles import Tiles, config_for, multiprocessors
 from retnet.kernels.triton.tiles import launching_on, neighboring
 
 CHUNKS_PER_SEGMENT = 8
 "A scan is not cut into segments of fewer: joining them costs another pass over the states."
-PROGRAMS_PER_MULTIPROCESSOR = 2
-"As many as a scan wants at once."
+LARGE_TILE = 128 * 128
+"Elements; a program with more has a multiprocessor to itself, others share one by two."
+MOST_HEADS = 65535
+"Of all sequences together: axis 1 of a grid."
 JOINED_ELEMENTS = 2048
 
 
@@ -41,6 +43,12 @@ class Launch:
     ) -> None:
         self.q, self.k, self.v = neighboring(q), neighboring(k), neighboring(v)
         self.batch, self.time, self.heads, key_dim = q.shape
+        if self.batch * self.heads > MOST_HEADS:
+            raise ValueError(
+                f"retention of {self.batch} sequences of {self.heads} heads at once: the Triton "
+                f"kernels take {MOST_HEADS} heads of all sequences together; use a smaller batch, "
+                "or kernels.retention=torch"
+            )
         self.chunk, self.chunks = chunk, -(-self.time // chunk)
         self.log_decay = log_decay.to(v.device).contiguous()
         self.segment_start = None if segment_start is None else segment_start.contiguous()
@@ -53,6 +61,7 @@ class Launch:
         tiles = self.config.scores
         side = self.chunk // tiles.rows
         grid = (self.chunks * (side * (side + 1) // 2), self.batch * self.heads)
+        aligned, strides = _aligned(x, y)
         with launching_on(x):
             scores_kernel[grid](
                 x,
@@ -63,10 +72,9 @@ class Launch:
                 scores,
                 self.time,
                 self.chunks,
-                *x.stride()[:3],
-                *y.stride()[:3],
+                *strides,
                 HEADS=self.heads,
-                ALIGNED=_aligned(x, y),
+                ALIGNED=aligned,
                 X=x.shape[-1],
                 CHUNK=self.chunk,
                 ROWS=tiles.rows,
@@ -89,12 +97,13 @@ class Launch:
         tiles, shape = self.config.states, states.shape[-2:]
         blocks = triton.cdiv(shape[0], tiles.rows) * triton.cdiv(shape[1], tiles.columns)
         heads = self.batch * self.heads
-        segments = _segments(x.device, blocks * heads, self.chunks)
+        segments = _segments(x.device, blocks * heads, self.chunks, tiles)
         length = triton.cdiv(self.chunks, segments)  # chunks of a segment
         segments = triton.cdiv(self.chunks, length)
         last = final
         if segments > 1:
             last = states.new_empty((segments, heads, *shape), dtype=torch.float32)
+        aligned, strides = _aligned(x, y)
         with launching_on(x):
             states_kernel[blocks, heads, segments](
                 x,
@@ -108,10 +117,9 @@ class Launch:
                 self.time,
                 self.chunks,
                 length,
-                *x.stride()[:3],
-                *y.stride()[:3],
+                *strides,
                 HEADS=self.heads,
-                ALIGNED=_aligned(x, y),
+                ALIGNED=aligned,
                 X=shape[0],
                 Y=shape[1],
                 CHUNK=self.chunk,
@@ -167,6 +175,7 @@ class Launch:
         [B, H, N, C, C] and y [B, T, H, Y]."""
         tiles = self.config.values if out.shape == self.v.shape else self.config.keys
         tiles_of_chunk = triton.cdiv(out.shape[-1], tiles.columns) * (self.chunk // tiles.rows)
+        aligned, strides = _aligned(x, y)
         with launching_on(x):
             outputs_kernel[self.chunks * tiles_of_chunk, self.batch * self.heads](
                 x,
@@ -179,10 +188,9 @@ class Launch:
                 out,
                 self.time,
                 self.chunks,
-                *x.stride()[:3],
-                *y.stride()[:3],
+                *strides,
                 HEADS=self.heads,
-                ALIGNED=_aligned(x, y),
+                ALIGNED=aligned,
                 STATE_ROW=states.stride(-2),
                 STATE_COLUMN=states.stride(-1),
                 X=x.shape[-1],
@@ -198,10 +206,12 @@ class Launch:
             )
 
 
-def _segments(device: torch.device, programs: int, chunks: int) -> int:
-    """Into how many segments a scan of `chunks` chunks is cut, each `programs` programs."""
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device)
-    return max(1, min(triton.cdiv(wanted, programs), chunks // CHUNKS_PER_SEGMENT))
+def _segments(device: torch.device, programs: int, chunks: int, tiles: Tiles) -> int:
+    """Into how many segments a scan of `chunks` chunks is cut, each `programs` programs: as many as
+    a device holds at once, so that cutting pays for joining."""
+    large = tiles.rows * tiles.columns > LARGE_TILE
+    at_once = multiprocessors(device) * (1 if large else 2)
+    return max(1, min(at_once // programs, chunks // CHUNKS_PER_SEGMENT))
 
 
 def _precision(v: Tensor) -> str:
@@ -211,6 +221,9 @@ def _precision(v: Tensor) -> str:
     return "ieee" if exact or torch.version.hip is not None else "tf32"
 
 
-def _aligned(x: Tensor, y: Tensor) -> int:
-    """The largest power of two, up to 16, that divides the strides of tokens, heads, sequences."""
-    return gcd(16, *x.stride()[:3], *y.stride()[:3])
+def _aligned(x: Tensor, y: Tensor) -> tuple[int, list[int]]:
+    """The largest power of two, up to 16, that divides the strides of sequences, tokens and heads
+    of x and y, and those strides in such units."""
+    strides = [*x.stride()[:3], *y.stride()[:3]]
+    aligned = gcd(16, *strides)
+    return aligned, [stride // aligned for stride in strides]

@@ -15,7 +15,7 @@ heads of sequences, b * H + h.
 import triton
 import triton.language as tl
 
-from retnet.kernels.triton.decay import elapsed, power, rate_of, rows_of, weight_of
+from retnet.kernels.triton.decay import elapsed, power, rate_of, rows_of, start_of, weight_of
 
 
 @triton.jit
@@ -158,7 +158,9 @@ def outputs_kernel(
         age += batch.to(tl.int64) * time
     if segment_start is not None:
         segment_start += batch.to(tl.int64) * time
-    weight = weight_of(rate, segment_start, age, t, begin, end, time, BACKWARD)
+    edge = elapsed(age, end if BACKWARD else begin, time)
+    start_of_last = start_of(segment_start, end - 1)
+    weight = weight_of(rate, segment_start, age, t, time, begin, edge, start_of_last, BACKWARD)
     result *= weight[:, None]
 
     if BACKWARD:

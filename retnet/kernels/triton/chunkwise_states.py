@@ -8,7 +8,14 @@ of C tokens, X and Y widths. Programs of axis 1 are heads of sequences, b * H + 
 import triton
 import triton.language as tl
 
-from retnet.kernels.triton.decay import carry_of, rate_of, rows_of, weight_of
+from retnet.kernels.triton.decay import (
+    carry_of,
+    elapsed,
+    rate_of,
+    rows_of,
+    start_of,
+    weight_of,
+)
 
 
 @triton.jit
@@ -74,9 +81,13 @@ def states_kernel(
         place = states + (whole * chunks + chunk.to(tl.int64) * (X * Y))
         tl.store(place + tile, state.to(states.dtype.element_ty), mask=inside)
         state *= carry_of(rate, segment_start, age, begin, end, time)
+        edge = elapsed(age, begin if BACKWARD else end, time)
+        start_of_last = start_of(segment_start, end - 1)
         for step in tl.range(begin, end, STEP, num_stages=STAGES):
             t = step + tl.arange(0, STEP)
-            weight = weight_of(rate, segment_start, age, t, begin, end, time, not BACKWARD)
+            weight = weight_of(
+                rate, segment_start, age, t, time, begin, edge, start_of_last, not BACKWARD
+            )
             at_x, at_y = (t < time)[None, :], (t < time)[:, None]
             if X % BLOCK_X != 0:
                 at_x &= (row < X)[:, None]

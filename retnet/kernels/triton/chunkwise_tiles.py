@@ -14,7 +14,7 @@ import triton
 CHUNKS = (16, 32, 64, 128, 256)
 "Tokens of a chunk that the kernels know."
 SHARED_MEMORY = 64 * 1024
-"Bytes a program needs at least: what the smallest tiles take in float32."
+"Bytes that a program may have on every part these kernels were translated for; they need 24 KiB."
 WIDE_SHARED_MEMORY = 160 * 1024
 
 
@@ -112,16 +112,17 @@ def config_for(
     widest = triton.next_power_of_2
     rows = max(min(config.scores.rows, chunk), chunk // 4)
 
-    def fit(tiles: Tiles, most_rows: int, most_columns: int, dtype: torch.dtype) -> Tiles:
-        step = max(16, min(tiles.step * 2 // dtype.itemsize, chunk))
-        columns = max(16, min(tiles.columns, widest(most_columns)))
-        return tiles._replace(rows=max(16, min(tiles.rows, most_rows)), columns=columns, step=step)
+    def fit(tiles: Tiles, most: tuple[int, int, int], dtype: torch.dtype) -> Tiles:
+        sizes = tiles.rows, tiles.columns, tiles.step * 2 // dtype.itemsize
+        fitting = (max(16, min(size, limit)) for size, limit in zip(sizes, most, strict=True))
+        return Tiles(*fitting, tiles.warps, tiles.stages)
 
+    # a step over scores takes columns that a tile of them covers
     return Config(
-        fit(config.scores, rows, rows, dtype)._replace(rows=rows, columns=rows),
-        fit(config.states, widest(key_dim), value_dim, dtype),
-        fit(config.values, rows, value_dim, states_dtype)._replace(rows=rows),
-        fit(config.keys, rows, key_dim, states_dtype)._replace(rows=rows),
+        fit(config.scores, (rows, rows, chunk), dtype)._replace(rows=rows, columns=rows),
+        fit(config.states, (widest(key_dim), widest(value_dim), chunk), dtype),
+        fit(config.values, (rows, widest(value_dim), rows), states_dtype)._replace(rows=rows),
+        fit(config.keys, (rows, widest(key_dim), rows), states_dtype)._replace(rows=rows),
     )
 
 
@@ -145,9 +146,8 @@ def _architecture(device: torch.device) -> tuple[str, str]:
 
 def _shared_memory(device: torch.device) -> int:
     """Bytes that one program may have."""
-    return triton.runtime.driver.active.utils.get_device_properties(device.index or 0)[
-        "max_shared_mem"
-    ]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 @cache

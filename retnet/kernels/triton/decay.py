@@ -34,19 +34,28 @@ def exact_power(rate, distance):
 
 
 @triton.jit
-def weight_of(rate, segment_start, age, t, begin, end, time, UNTIL_END: tl.constexpr):
-    """What is left, at token t of the chunk [begin, end), of the state before the chunk; UNTIL_END:
-    what is left of token t at the chunk's end. Nothing, where a document begins in between."""
+def weight_of(
+    rate, segment_start, age, t, time, begin, edge, start_of_last, UNTIL_END: tl.constexpr
+):
+    """What is left, at token t of a chunk that begins at `begin`, of the state before the chunk;
+    UNTIL_END: what is left of token t at the chunk's end. Nothing, where a document begins in
+    between. `edge`: the stream's tokens before the chunk, or before its end; `start_of_last`: the
+    start of its last token's document."""
     own = elapsed(age, t + 1, time)
-    if UNTIL_END:
-        weight = power(rate, elapsed(age, end, time) - own)
-    else:
-        weight = power(rate, own - elapsed(age, begin, time))
+    weight = power(rate, edge - own if UNTIL_END else own - edge)
     if segment_start is not None:
         start = tl.load(segment_start + t, mask=t < time, other=0)
-        seen = start == tl.load(segment_start + end - 1) if UNTIL_END else start < begin
+        seen = start == start_of_last if UNTIL_END else start < begin
         weight = tl.where(seen, weight, 0.0)
     return weight
+
+
+@triton.jit
+def start_of(segment_start, t):
+    """The start of token t's document; of no use where there is one document."""
+    if segment_start is not None:
+        t = tl.load(segment_start + t)
+    return t
 
 
 @triton.jit
@@ -67,8 +76,8 @@ def rate_of(log_decay, head):
 
 @triton.jit
 def rows_of(x, batch, head, t, x_batch, x_time, x_head, ALIGNED: tl.constexpr):
-    """Where row t (a block) of one head of x [B, T, H, X] begins. ALIGNED elements divide all three
-    strides: what Triton itself sees of a stride is whether 16 divides it, and without that it
-    loads one element at a time."""
-    place = tl.multiple_of(batch.to(tl.int64) * x_batch + head.to(tl.int64) * x_head, ALIGNED)
-    return x + place + t.to(tl.int64) * tl.multiple_of(x_time, ALIGNED)
+    """Where row t (a block) of one head of x [B, T, H, X] begins, strides counted in ALIGNED
+    elements: what Triton itself sees of a stride is whether 16 divides it, and without that it
+    would load one element at a time."""
+    place = batch.to(tl.int64) * x_batch + head.to(tl.int64) * x_head + t.to(tl.int64) * x_time
+    return x + place * ALIGNED

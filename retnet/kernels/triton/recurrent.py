@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retnet.kernels.recurrent import check_in_place, wants_gradient
+from retnet.kernels.recurrent import check_in_place
 from retnet.kernels.recurrent import retention_recurrent as torch_form
-from retnet.kernels.reference import check_shapes
+from retnet.kernels.reference import check_shapes, wants_gradient
 from retnet.kernels.triton.tiles import launching_on, neighboring
 
 ENOUGH_PROGRAMS = 512
@@ -50,7 +50,7 @@ def retention_recurrent(
     inputs = (q, k, v, log_decay, state, segment_start, mask)
     if wants_gradient(*inputs[:5]) or any(x.dtype == torch.float64 for x in (q, k, v)):
         return torch_form(*inputs, return_state=return_state, in_place=in_place)
-    check_shapes(*inputs[:6])
+    check_shapes(*inputs)
     if in_place:
         check_in_place(state)
         o, after = _retention_recurrent_(*inputs), state

@@ -30,8 +30,8 @@ from retnet.models.export import carried_code
 
 ROOT = Path(__file__).parents[3]
 TARGETS = {
-    "H200": (GPUTarget("cuda", 90, 32), "cubin", ("sm90", "wide")),
-    "MI300": (GPUTarget("hip", "gfx942", 64), "hsaco", ("gfx942", "small")),
+    "H200": (GPUTarget("cuda", 90, 32), "cubin", ("sm90", "wide"), "tf32"),
+    "MI300": (GPUTarget("hip", "gfx942", 64), "hsaco", ("gfx942", "small"), "ieee"),
 }
 TYPES = {
     torch.float32: "*fp32",
@@ -48,7 +48,7 @@ class Translated:
 
     def __init__(self, kernel: triton.JITFunction, target: str) -> None:
         self.kernel = kernel
-        self.target, self.binary, _ = TARGETS[target]
+        self.target, self.binary, *_ = TARGETS[target]
         self.launches = 0
         self.made = []
 
@@ -108,14 +108,22 @@ def launch_everything(dtype: torch.dtype) -> None:
         adamw.adamw_step(parameter, gradient, exp_avg, exp_avg_sq, low, **numbers, **scalars)
 
 
-def retain(key_dim: int, value_dim: int, packed: bool, dtype: torch.dtype) -> None:
-    """The chunkwise form, forward and backward, and one token of the recurrent one."""
-    q = torch.randn(1, 512, 2, key_dim).to(dtype).requires_grad_()
-    v = torch.randn(1, 512, 2, value_dim).to(dtype).requires_grad_()
+def retain(key_dim: int, value_dim: int, packed: bool, heads: int = 2) -> None:
+    """The chunkwise form in bfloat16, forward and backward."""
+    q = torch.randn(1, 512, heads, key_dim).bfloat16().requires_grad_()
+    v = torch.randn(1, 512, heads, value_dim).bfloat16().requires_grad_()
     where = torch.zeros(1, 512, dtype=torch.int32) if packed else None
-    o, _ = chunkwise.retention_chunkwise(q, q, v, -torch.ones(2), None, where, chunk_size=256)
+    chunk_size = 256 if key_dim > 160 else 128
+    o, _ = chunkwise.retention_chunkwise(
+        q, q, v, -torch.ones(heads), None, where, chunk_size=chunk_size
+    )
     o.sum().backward()
-    q, v, state = q.detach()[:, :1], v.detach()[:, :1], torch.zeros(1, 2, key_dim, value_dim)
+
+
+def decode(key_dim: int, value_dim: int) -> None:
+    """One token of the recurrent form, over its state."""
+    q, v = torch.randn(1, 1, 2, key_dim).bfloat16(), torch.randn(1, 1, 2, value_dim).bfloat16()
+    state = torch.zeros(1, 2, key_dim, value_dim)
     where = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
     recurrent.retention_recurrent(q, q, v, -torch.ones(2), state, *where, in_place=True)
 
@@ -129,6 +137,7 @@ def stand_in(monkeypatch, target: str, modules: tuple[ModuleType, ...]) -> list[
                 standing.append(Translated(kernel, target))
                 monkeypatch.setattr(module, name, standing[-1])
     monkeypatch.setattr(chunkwise_tiles, "_architecture", lambda device: TARGETS[target][2])
+    monkeypatch.setattr(chunkwise_launch, "_precision", lambda v: TARGETS[target][3])
     return standing
 
 
@@ -141,25 +150,51 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(target, monkeypatch, t
     monkeypatch.setattr(chunkwise_launch, "multiprocessors", lambda device: 132)
     standing = stand_in(monkeypatch, target, MODULES)
     launch_everything(torch.bfloat16)
-    retain(256, 432, True, torch.bfloat16)
+    retain(256, 432, packed=True)
+    decode(256, 432)
+    # one token, heads first: its stride of time is 1, which a launch makes a constant
+    q = torch.randn(2, 2, 64, 1).bfloat16().permute(0, 3, 1, 2)
+    chunkwise.retention_chunkwise(q, q, q, -torch.ones(2))
     assert all(kernel.launches for kernel in standing) and len(standing) == 14
 
 
-def test_retention_keeps_its_sums_in_registers_and_takes_no_transposed_one(monkeypatch, tmp_path):
+# 2 x 428: tokens lie 856 elements apart, which 16 does not divide
+SHAPES = [(256, 512, True, 2), (256, 428, False, 2)]
+
+
+@pytest.mark.parametrize(("key_dim", "value_dim", "packed", "heads"), SHAPES)
+def test_retention_keeps_its_sums_in_registers_and_takes_no_transposed_one(
+    key_dim, value_dim, packed, heads, monkeypatch, tmp_path
+):
     """On an H200. A product of `tl.trans(accumulator)` is what Triton 3.4 to 3.7.0 translates
     wrongly for Hopper; a sum that does not fit its registers goes through memory each time."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    standing = stand_in(monkeypatch, "H200", (chunkwise_launch, recurrent))
-    retain(256, 512, False, torch.bfloat16)
+    standing = stand_in(monkeypatch, "H200", (chunkwise_launch,))
+    retain(key_dim, value_dim, packed, heads)
     made = [made for kernel in standing for made in kernel.made]
-    assert len(made) == 9
+    assert len(made) == 8
     for kernel in made:
         assert "tt.trans" not in kernel.asm["ttir"]
+        assert "cp.async" in kernel.asm["ptx"], f"{kernel.metadata.name} waits for each load"
         binary = tmp_path / "kernel.cubin"
         binary.write_bytes(kernel.asm["cubin"])
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert " STACK:0 " in usage, f"{kernel.metadata.name} spills: {usage}"
+
+
+def test_a_device_that_is_full_does_not_cut_a_scan(monkeypatch):
+    """132 multiprocessors, 32 chunks, tiles of which one fills a multiprocessor, or two do."""
+    monkeypatch.setattr(chunkwise_launch, "multiprocessors", lambda device: 132)
+    large, wide = (chunkwise_tiles.Tiles(rows, 128, 64, 8, 3) for rows in (256, 128))
+    for programs, tiles, segments in (
+        (256, large, 1),
+        (32, large, 4),
+        (256, wide, 1),
+        (64, wide, 4),
+    ):
+        assert chunkwise_launch._segments("cuda", programs, 256, tiles) == segments
+    assert chunkwise_launch._segments("cuda", 8, 32, large) == 4  # of 8 chunks
 
 
 HERE = Path(__file__).parent

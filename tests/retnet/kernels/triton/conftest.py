@@ -3,7 +3,7 @@
 The interpreter has to be asked for before anything imports Triton and must not be asked for in the
 processes of other tests, whose models would take these kernels for the best there are. So without a
 GPU these files are collected only under TRITON_INTERPRET=1, which `test_triton.py`, one folder up,
-sets in a process of its own for each file.
+sets in a process of its own.
 """
 
 import os

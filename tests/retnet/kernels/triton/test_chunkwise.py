@@ -97,7 +97,7 @@ def test_a_scan_in_segments_is_the_same_scan(time, starts, masked, device, monke
     """One sequence of 25 chunks: the segments' states, forward and backward, come together."""
     monkeypatch.setattr(chunkwise_launch, "CHUNKS_PER_SEGMENT", 6)
     monkeypatch.setattr(chunkwise_launch, "multiprocessors", lambda device: 64)
-    assert chunkwise_launch._segments(device, 1, 25) == 4
+    assert chunkwise_launch._segments(device, 4, 25, TINY) == 4
     inputs = draw((1, time, 1, 16, 20), torch.float32, device, state=starts is not None)
     segment_start = None if starts is None else documents(1, time, device, starts)
     mask = torch.rand(1, time, device=device) > 0.2 if masked else None
@@ -219,9 +219,20 @@ def test_it_is_a_custom_operator_of_one_graph(device):
 def test_a_second_derivative_is_refused(device):
     q, k, v, _ = draw((1, 20, 1, 16, 16), torch.float32, device)
     o, _ = retention_chunkwise(q.requires_grad_(), k, v, LOG_DECAY[:1].to(device))
-    (dq,) = torch.autograd.grad(o.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="retention_backward"):
-        dq.sum().backward()
+    with pytest.raises(RuntimeError, match="differentiated once; create_graph=True"):
+        torch.autograd.grad(o.square().sum(), q, create_graph=True)
+
+
+def test_a_decay_that_learns_is_refused_by_chunks_and_has_its_gradient_in_parallel(device):
+    q, k, v, _ = draw((1, 20, 1, 16, 16), torch.float32, device)
+    log_decay = LOG_DECAY[:1].to(device).requires_grad_()
+    with pytest.raises(ValueError, match="no gradient of log_decay"):
+        retention_chunkwise(q, k, v, log_decay)
+    found, expected = (
+        torch.autograd.grad(form(q, k, v, log_decay)[0].sum(), log_decay)
+        for form in (chunkwise.retention_parallel, reference.retention_parallel)
+    )
+    assert torch.equal(*found, *expected)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +246,5 @@ def test_shapes_that_do_not_go_together_are_refused(device):
     q, k, v, _ = draw((1, 20, HEADS, 16, 16), torch.float32, device)
     with pytest.raises(ValueError, match=r"needs log_decay \[2\], got \[3\]"):
         retention_chunkwise(q, k, v, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"needs mask \[1, 20\], got \[1, 19\]"):
+        retention_chunkwise(q, k, v, LOG_DECAY, mask=torch.ones(1, 19, dtype=torch.bool))
