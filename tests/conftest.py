@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "train.py")
@@ -48,7 +51,8 @@ SMALL = {
 
 @dataclass
 class Runs:
-    """Starts train.py as a user would, in a folder of its own."""
+    """Starts train.py in a folder of its own: under a launcher as a user would, one process alone
+    with its imports behind it."""
 
     folder: Path
     defaults: dict = field(default_factory=dict)
@@ -64,14 +68,44 @@ class Runs:
         launcher = [deepspeed, "--quiet", "--num_gpus", str(processes), "--master_port", port]
         return [*launcher, TRAIN, *arguments]
 
-    def run(self, processes: int = 0, **overrides) -> subprocess.CompletedProcess:
-        """Runs to the end; stdout and stderr as text."""
+    def run(
+        self, processes: int = 0, launched: bool = True, **overrides
+    ) -> subprocess.CompletedProcess:
+        """Runs to the end; stdout and stderr as text. Without `launched`, what a launcher would
+        start is started here, stdout is rank 0's and stderr everybody's."""
         command = self.command(processes, **overrides)
+        if processes == 0:
+            return forked.run(*command[1:], timeout=300, **self._where)
+        if not launched:
+            return self._ranks(processes, command[command.index(TRAIN) :])
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=300)
 
-    def finished(self, processes: int = 0, **overrides) -> str:
+    def _ranks(self, world_size: int, command: list[str]) -> subprocess.CompletedProcess:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        ranks = []
+        for rank in range(world_size):
+            who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+            who |= {"LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env = os.environ | {key: str(value) for key, value in who.items()}
+            ranks.append(forked.start(*command, env=env, **self._where))
+        try:
+            said = [rank.communicate(timeout=300) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        code = next((rank.returncode for rank in ranks if rank.returncode), 0)
+        return subprocess.CompletedProcess(command, code, said[0][0], "".join(e for _, e in said))
+
+    @property
+    def _where(self) -> dict[str, Path]:
+        (output := self.folder / "output").mkdir(exist_ok=True)
+        return {"folder": output, "cwd": self.folder}
+
+    def finished(self, processes: int = 0, launched: bool = True, **overrides) -> str:
         """The stdout of a run that must end well."""
-        done = self.run(processes, **overrides)
+        done = self.run(processes, launched, **overrides)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -82,17 +116,21 @@ class Runs:
         processes: int = 0,
         whole_group: bool = True,
         **overrides,
-    ) -> subprocess.Popen:
+    ) -> subprocess.Popen | forked.Forked:
         """Starts a run and sends it a signal once `when(run folder)` holds: to its whole process
         group, or only to the process that was started."""
-        process = subprocess.Popen(
-            self.command(processes, **overrides),
-            cwd=self.folder,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        command = self.command(processes, **overrides)
+        if processes == 0:
+            process = forked.start(*command[1:], merged=True, **self._where)
+        else:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                start_new_session=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         run_folder = self.folder / "runs" / overrides["name"]
         deadline = time.monotonic() + 120
         while not when(run_folder):

@@ -73,10 +73,11 @@ def test_a_run_under_the_deepspeed_launcher_learns_exports_and_goes_on(runs):
     text = tokenizer.decode(model.generate(**prompt, max_new_tokens=8, do_sample=False)[0])
     assert "import " in text
 
-    again = runs.finished(2, name="learns", steps=60, save_every=0, log_every=5, evaluate_every=30)
+    settings = dict(name="learns", save_every=0, log_every=5)
+    again = runs.finished(2, launched=False, steps=60, evaluate_every=30, **settings)
     assert "learns is finished: 60 steps" in again and "this model" not in again
     assert runs.losses("learns") == losses
-    runs.finished(2, name="learns", steps=65, save_every=0, log_every=5)
+    runs.finished(2, launched=False, steps=65, **settings)
     assert [entry["event"] for entry in runs.events("learns")] == [
         *("started", "saved", "finished"),
         *("resumed",),
@@ -91,7 +92,7 @@ def test_resume_is_exact(runs, processes):
     optimizer, bit by bit. The killed run also evaluates, which must change nothing."""
     common = dict(model__dropout=0.1)
     whole, killed = f"whole-{processes}", f"killed-{processes}"
-    runs.finished(processes, name=whole, **common)
+    runs.finished(processes, launched=False, name=whole, **common)
     settings = dict(name=killed, evaluate_every=3, **common)
     runs.interrupted(step_reached(7), signal.SIGKILL, processes, **settings)
     assert not (runs.folder / "runs" / killed / "export").exists()
@@ -115,7 +116,7 @@ def test_every_zero_stage_and_number_of_ranks_trains_alike(runs):
     for processes, engine in ((0, "zero1"), (2, "zero0"), (2, "zero1"), (2, "zero2"), (2, "zero3")):
         name = f"{engine}-{processes}"
         settings = dict(name=name, engine=engine, save_every=0, logging__sample_tokens=0)
-        said = runs.finished(processes, **settings)
+        said = runs.finished(processes, launched=False, **settings)
         parameters.add(re.search(r"retnet: ([\d,]+) parameters", said)[1])
         curves[name] = torch.tensor(runs.losses(name), dtype=torch.float64)
     assert len(parameters) == 1 and parameters != {"0"}

@@ -3,13 +3,12 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import forked
+
 # A request is made by one process only, at call ASKED of a quick vote; then at the same call of one
 # whose steps are long, on the process that does not ask alone.
 PROGRAM = """
@@ -31,7 +30,7 @@ launched.leave_world()
 """
 
 
-def answers(world_size: int) -> list[dict]:
+def answers(world_size: int, folder: Path) -> list[dict]:
     """What each process printed, by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -41,10 +40,7 @@ def answers(world_size: int) -> list[dict]:
         who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
         who |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         environment = os.environ | {key: str(value) for key, value in who.items()}
-        command = [sys.executable, "-c", PROGRAM]
-        processes.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        )
+        processes.append(forked.start("-c", PROGRAM, folder=folder, env=environment))
     try:
         return [json.loads(process.communicate(timeout=60)[0]) for process in processes]
     finally:
@@ -53,9 +49,9 @@ def answers(world_size: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_every_process_hears_of_a_request_at_the_same_call(world_size: int) -> None:
+def test_every_process_hears_of_a_request_at_the_same_call(world_size: int, tmp_path: Path) -> None:
     """One call late where steps are quick, at once where they are long or nobody else is asked."""
-    found = answers(world_size)
+    found = answers(world_size, tmp_path)
     heard = [call == (5 if world_size == 1 else 6) for call in range(8)]
     for process in found:
         assert process["largest"] == {"a": float(world_size), "b": 0.0}

@@ -64,10 +64,17 @@ def assert_same(compiled: dict, eager: dict, **tolerance: float) -> None:
         )
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["tokens alone", "everything"])
-@pytest.mark.parametrize("forward_mode", TIMES)
 @pytest.mark.parametrize(
-    "architecture, dtype", [("retnet", torch.float32), ("nucleus_x", torch.bfloat16)], ids=str
+    "architecture, dtype, forward_mode, everything",
+    [  # every two of architecture, form and arguments meet
+        ("retnet", torch.float32, "parallel", True),
+        ("retnet", torch.float32, "chunkwise", False),
+        ("retnet", torch.float32, "recurrent", True),
+        ("nucleus_x", torch.bfloat16, "parallel", False),
+        ("nucleus_x", torch.bfloat16, "chunkwise", True),
+        ("nucleus_x", torch.bfloat16, "recurrent", False),
+    ],
+    ids=str,
 )
 def test_compiling_changes_neither_results_nor_gradients(
     architecture, dtype, forward_mode, everything

@@ -1,13 +1,11 @@
 """Length costs what it must and no more: memory and arithmetic grow with the length in the
 chunkwise form, and a decoding step does not know how much came before."""
 
-import subprocess
-import sys
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from retnet import RetNetConfig, RetNetForCausalLM
+from tests import forked
 
 SIZES = dict(
     vocab_size=53,
@@ -40,9 +38,9 @@ print(*peaks)
 """
 
 
-def test_64k_tokens_through_six_layers_need_memory_in_proportion():
+def test_64k_tokens_through_six_layers_need_memory_in_proportion(tmp_path):
     """In MiB, in a process of its own. One head's [T, T] scores alone would be 16 GiB."""
-    run = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True)
+    run = forked.run("-c", PEAKS, folder=tmp_path, timeout=300)
     assert run.returncode == 0, run.stderr
     before, short, long = map(float, run.stdout.split())
     assert long - before < 1024

@@ -3,26 +3,22 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[3]
+from tests import forked
 
 
-def start(
-    scenario: str, world_size: int, folder: Path, **arguments: Any
-) -> list[subprocess.Popen[str]]:
+def start(scenario: str, world_size: int, folder: Path, **arguments: Any) -> list[forked.Forked]:
     """One process per rank, running `scenario` of workers.py; they meet over gloo."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.retnet.training.workers", scenario, str(folder)]
+    command = ["-m", "tests.retnet.training.workers", scenario, str(folder), json.dumps(arguments)]
     processes = []
     for rank in range(world_size):
         environment = os.environ | {
@@ -33,16 +29,7 @@ def start(
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
         }
-        processes.append(
-            subprocess.Popen(
-                [*command, json.dumps(arguments)],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        processes.append(forked.start(*command, folder=folder, env=environment, merged=True))
     return processes
 
 

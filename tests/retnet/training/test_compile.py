@@ -1,8 +1,6 @@
 """Blocks compile to one graph, once for a run, and find it again in the next."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from retnet.kernels import select_kernels
 from retnet.models.build import ModelConfig, build_model
 from retnet.training.compile import Compile, compile_blocks, is_worth_compiling, rehearse
 from retnet.training.engine import EngineConfig
+from tests import forked
 
 PURE = {"z_loss_coeff": 0.0, "label_smoothing": 0.0}
 
@@ -84,8 +83,8 @@ def test_the_next_run_finds_what_this_one_compiled(tmp_path):
     own = {key: word for key, word in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
 
     def hits_and_misses() -> list[int]:
-        command = [sys.executable, "-c", RUN, str(tmp_path)]
-        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300)
+        command = ["-c", RUN, str(tmp_path / "cache")]
+        done = forked.run(*command, folder=tmp_path, env=own, timeout=300)
         assert done.returncode == 0, done.stderr
         return [int(word) for word in done.stdout.split()]
 
@@ -120,9 +119,8 @@ except ValueError as error:
 def test_without_a_compiler_auto_does_without_and_on_says_what_is_missing(tmp_path):
     # a search path on which there is nothing, and torch's default name of the compiler
     own = {key: word for key, word in os.environ.items() if key not in ("PATH", "CXX")}
-    command = [sys.executable, "-c", WITHOUT]
     given = own | {"PATH": str(tmp_path)}
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=120)
+    done = forked.run("-c", WITHOUT, folder=tmp_path, env=given, timeout=120)
     assert done.returncode == 0, done.stderr
     auto, on = done.stdout.splitlines()
     assert auto == "(False, 'layers not compiled (no C++ compiler)')"

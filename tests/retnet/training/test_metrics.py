@@ -3,8 +3,6 @@
 import io
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from retnet.training.metrics import (
     is_logged_in,
     read_lines,
 )
+from tests import forked
 
-ROOT = Path(__file__).parents[3]
 OFF = LoggingConfig(wandb=WandbMode.off)
 
 
@@ -110,7 +108,7 @@ for step in range(1, 6):
     metrics.log(step, {{"loss": 1.0}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
+    done = forked.run("-c", script, folder=tmp_path, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
