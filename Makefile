@@ -8,7 +8,7 @@ ARGS ?=
 GPUS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count(); print(max(p for p in (0, 1, 2, 4, 8) if p <= n))")
 LAUNCH = $(if $(filter 0,$(GPUS)),DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2,$(BIN)/deepspeed --num_gpus $(GPUS)) --quiet
 
-.PHONY: help setup train test bench lint format
+.PHONY: help setup train prepare test bench lint format
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -23,6 +23,9 @@ $(READY): pyproject.toml
 
 train: $(READY)  ## Train the small default model on this machine, or go on where it stopped
 	@$(LAUNCH) train.py $(ARGS)
+
+prepare: $(READY)  ## Make token shards of any text: ARGS="data=... out=FOLDER"
+	$(BIN)/python -m data.prepare $(ARGS)
 
 test: $(READY)  ## Prove the laws: every test there is
 	$(BIN)/python -m pytest $(ARGS)

@@ -25,8 +25,11 @@ from omegaconf import DictConfig
 from configs.explain import check_overrides
 from configs.manual import manual
 from configs.schema import Config, as_dict, plain, write_config
-from data.loader import Batch, Loader
-from data.prepare import prepare
+from data.batch import Batch
+from data.loader import Loader, State, merge_states
+from data.opening import open_data
+from data.quarantine import BadShard
+from data.stores import StoreError
 from data.yardsticks import compare
 from launch import world as launched
 from launch.lock import hold_folder
@@ -85,7 +88,7 @@ def train(config: Config, terminal: Terminal) -> None:
             resolved_config=as_dict(config),
             rank=world.rank,
         ) as metrics,
-        closing(open_data(config, world)) as loader,
+        closing(open_rows(config, world)) as loader,
     ):
         engine, compiles, words = build(config, world, loader)
         speed = Speed(
@@ -114,7 +117,8 @@ def train(config: Config, terminal: Terminal) -> None:
             take_step(run, state, next(batches))
             speed.add(config.global_batch_size * config.sequence_length)
             if due(state.step, config.log_every):
-                metrics.log(state.step, run.unread.read(state) | speed.measure(world.largest))
+                read = run.unread.read(state) | speed.measure(world.largest)
+                metrics.log(state.step, read | loader.progress(state.position))
             if due(state.step, config.evaluate_every) and state.step < config.steps:
                 run.unread.read(state)
                 metrics.log(state.step, score(run))
@@ -131,29 +135,17 @@ def train(config: Config, terminal: Terminal) -> None:
             finish(run, state)
 
 
-def open_data(config: Config, world: World) -> Loader:
+def open_rows(config: Config, world: World) -> Loader:
     """This rank's rows. One process per machine goes first: it trains the tokenizer if need be.
 
     A machine that lacks the text, or has other text, stops all of them with its sentence.
     """
+    share = config.share(world.rank, world.world_size)
     loader = world.in_turn(
-        lambda: Loader(
-            config.data,
-            *prepare(config.data, config.tokenizer),
-            seed=config.seed,
-            sequence_length=config.sequence_length,
-            global_batch_size=config.global_batch_size,
-            micro_batch_size=config.rows_at_once(world.world_size),
-            rank=world.rank,
-            world_size=world.world_size,
-        )
+        lambda: open_data(config.data, config.tokenizer, seed=config.seed, share=share)
     )
-    for rank, fingerprint in enumerate(world.gather(loader.fingerprint)):
-        if fingerprint != loader.fingerprint:
-            raise ValueError(
-                f"rank {rank} sees other data than rank {world.rank}: every machine needs the "
-                "same files (data.*) and the same tokenizer (tokenizer.*)"
-            )
+    if len(set(world.gather(loader.fingerprint))) > 1:
+        raise ValueError("the ranks see different data: all need the same data.* and tokenizer.*")
     return loader
 
 
@@ -194,20 +186,26 @@ def build(config: Config, world: World, loader: Loader) -> tuple[DeepSpeedEngine
 
 def resume_or_begin(run: Run) -> tuple[TrainState, Iterator[list[Batch]]]:
     """Where the run stands and the batches from there on: its newest good checkpoint, or step 0."""
-    fingerprint = run.loader.fingerprint
-    loaded = load_checkpoint(run.engine, run.config.folder / "checkpoints", fingerprint)
-    state, cursors = TrainState(data_fingerprint=fingerprint), None
+    loader, metrics, said = run.loader, run.metrics, []
+
+    def check(path: Path, state: TrainState, extra: State) -> None:
+        said.extend(loader.check(path, state.position, state.data_fingerprint, extra))
+
+    loaded = load_checkpoint(run.engine, run.config.folder / "checkpoints", check)
+    state, extra = (loaded.state, loaded.extra) if loaded else (TrainState(), None)
+    state.data_fingerprint = loader.fingerprint
     if loaded is not None:
-        state, cursors = loaded.state, loaded.extra["cursors"]
         for sentence in loaded.passed_over:
-            run.metrics.event("passed_over", why=sentence)
-            run.metrics.say(f"passed over a checkpoint: {sentence}")
-        run.metrics.say(f"goes on from {loaded.path}")
+            metrics.event("passed_over", why=sentence)
+            metrics.say(f"passed over a checkpoint: {sentence}")
+        metrics.say("\n".join([f"goes on from {loaded.path}", *said]))
+    for sentence in said:
+        metrics.event("data_changed", step=state.step, why=sentence)
     if run.world.is_main:
         write_config(run.config)  # only now: a refused command leaves the run's record alone
-    run.metrics.resume_at(state.step)
-    run.metrics.event("resumed" if loaded else "started", step=state.step, of=run.config.steps)
-    return state, run.loader.steps(state.position, cursors, placing(run.world.device))
+    metrics.resume_at(state.step)
+    metrics.event("resumed" if loaded else "started", step=state.step, of=run.config.steps)
+    return state, loader.steps(state.position, extra, placing(run.world.device))
 
 
 def take_step(run: Run, state: TrainState, batches: list[Batch]) -> None:
@@ -221,26 +219,25 @@ def take_step(run: Run, state: TrainState, batches: list[Batch]) -> None:
 
 
 def score(run: Run) -> dict[str, float]:
-    """Nats per token and bits per byte on the held-out documents. Collective."""
-    result = evaluate(run.engine, run.loader.validation())
-    return {
-        "val/held_out/loss": result.loss,
-        "val/held_out/bits_per_byte": result.bits / run.loader.validation_bytes,
-    }
+    """Nats per token and bits per byte on each set of held-out documents. Collective."""
+    scores = {}
+    for held_out in run.loader.validation:
+        result = evaluate(run.engine, held_out.batches())
+        scores[f"val/{held_out.name}/loss"] = result.loss
+        scores[f"val/{held_out.name}/bits_per_byte"] = result.bits / held_out.bytes
+    return scores
 
 
 def save(run: Run, state: TrainState) -> int:
     """A checkpoint of this step, which it returns; cursors only make resuming quick. Collective."""
     run.unread.read(state)
-    parts = run.world.gather(run.loader.cursors())
-    path = save_checkpoint(
-        run.engine,
-        state,
-        run.config.folder / "checkpoints",
-        as_dict(run.config),
-        extra={"cursors": {stream: at for part in parts for stream, at in part.items()}},
-        keep_last=run.config.checkpoint.keep_last,
-    )
+    extra = merge_states(run.world.gather(run.loader.state()))
+    for failure in (new := run.loader.news(extra)):
+        run.metrics.event("quarantined", step=state.step, **failure._asdict())
+    for why in sorted({failure.why for failure in new}):
+        run.metrics.say(f"goes on without a shard: {why}")
+    folder, keep_last = run.config.folder / "checkpoints", run.config.checkpoint.keep_last
+    path = save_checkpoint(run.engine, state, folder, as_dict(run.config), extra, keep_last)
     run.metrics.event("saved", step=state.step, path=str(path))
     return state.step
 
@@ -260,8 +257,9 @@ def finish(run: Run, state: TrainState) -> None:
     if config.logging.sample_tokens:
         ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)
         say(f"\nA sample:\n{loader.tokenizer.decode(ids)}")
-    bits = scores["val/held_out/bits_per_byte"]
-    say("\n".join(compare(bits, loader.held_out, loader.tokenizer)))
+    first = loader.validation[0]
+    bits = scores[f"val/{first.name}/bits_per_byte"]
+    say("\n".join(compare(bits, first.texts, loader.tokenizer)))
     say(f"Finished at step {state.step}.")
     say(f"  loss curve      {loss_curve(config.folder)}")
     say(f"  exported model  {export}")
@@ -280,7 +278,8 @@ def main(composed: DictConfig) -> None:
     except Exception as error:
         logging.getLogger(__name__).exception("the run ends")
         if not isinstance(error, ValueError | NonFiniteError):
-            terminal.err.write(f"rank {rank} failed:\n{traceback.format_exc()}")
+            told = error if isinstance(error, BadShard | StoreError) else traceback.format_exc()
+            terminal.err.write(f"rank {rank} failed:\n{told}\n")
             sys.exit(MACHINE_FAULT)
         terminal.err.write(f"{error}\n" if rank == 0 else "")
         sys.exit(DIVERGED if isinstance(error, NonFiniteError) else USER_ERROR)

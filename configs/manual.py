@@ -52,9 +52,11 @@ def _keys(config: Config, prefix: str) -> list[str]:
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """{field: the string written under it} of a dataclass, as one line each."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0].body
+    """{field: the string written under it} of a dataclass and its bases, as one line each."""
     docs = {}
+    for base in schema.__mro__[-2:0:-1]:
+        docs |= field_docs(base)
+    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0].body
     for field, below in zip(body, body[1:], strict=False):
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and is_text:

@@ -13,8 +13,8 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from data.loader import check_layout
-from data.sources import DataConfig
+from data.config import DataConfig
+from data.share import Share, check_ranks
 from data.tokenizer import TokenizerConfig
 from retnet.kernels import KernelsConfig, select_kernels
 from retnet.models.build import ModelConfig
@@ -86,7 +86,7 @@ class Config:
                 f"global_batch_size={self.global_batch_size} has no row for each of {world_size} "
                 "ranks: raise global_batch_size or start fewer processes"
             )
-        check_layout(self.data, self.global_batch_size, self.rows_at_once(world_size), world_size)
+        check_ranks(self.data, self.global_batch_size, self.micro_batch_size, world_size)
         earlier = self.folder / "config.yaml"
         if not earlier.exists() or not any((self.folder / "checkpoints").glob("step-*")):
             return
@@ -102,6 +102,11 @@ class Config:
     def rows_at_once(self, world_size: int) -> int:
         """The micro-batch of one rank, in rows."""
         return self.micro_batch_size or self.global_batch_size // world_size
+
+    def share(self, rank: int, world_size: int) -> Share:
+        """What of each step's rows is one rank's."""
+        micro = self.rows_at_once(world_size)
+        return Share(self.sequence_length, self.global_batch_size, micro, rank, world_size)
 
     @property
     def tokens(self) -> int:

@@ -1,7 +1,7 @@
 """Documents from files on disk, one file a document, with every byte of text kept as it is.
 
 It decodes and orders; it does not split, filter or tokenize. A file that is empty or no UTF-8 is
-refused: it is given as an empty document, so that ordinals stay the same.
+refused: it is given as an empty document that says why, so that ordinals stay the same.
 """
 
 import glob
@@ -9,10 +9,13 @@ import hashlib
 import itertools
 import logging
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data.order import permutation
+import numpy as np
+
+from data.documents import Refused
+from data.order import Layout, permutation
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,18 @@ class FileSource:
         order = permutation(len(self._paths), seed, epoch)[stream::num_streams]
         for index in order[skip:]:
             yield _read(self._paths[index])
+
+    def in_order(self) -> Iterator[tuple[int, str]]:
+        """(0, text) of every file in the order of names: files are one shard, shuffled singly."""
+        return ((0, _read(path)) for path in self._paths)
+
+    def documents_if_known(self) -> int:
+        """As many as files."""
+        return len(self._paths)
+
+    def layout(self, counts: Sequence[int]) -> Layout:
+        """How documents() orders them; `counts` is their number, once."""
+        return Layout(by_document=True, coarse=np.array(counts, np.int64))
 
     def validation_documents(self) -> Iterator[str]:
         """Every document, in the order of names: what the held-out ones are picked from."""
@@ -73,12 +88,12 @@ class FileSource:
 
 
 def _read(path: Path) -> str:
-    """The exact text of a file, or an empty string where it is refused."""
+    """The exact text of a file, or a Refused where it is none."""
     # Bytes are decoded here because a text-mode file would turn \r\n into \n.
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError:
-        return ""
+        return Refused("not_utf8")
 
 
 def python_source() -> FileSource:

@@ -11,21 +11,25 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.order import permutation
+from data.config import LOCAL_BUILDERS
+from data.documents import Refused
+from data.order import Layout, permutation, whole_shards
+from data.undecodable import HANDLER, JSON_ENCODING, MARK
 
 if TYPE_CHECKING:  # imported where it is used: it is slow, and most mistakes need not wait for it
     import datasets
+    import pyarrow
 
-LOCAL_BUILDERS = ("json", "parquet", "arrow", "text", "csv")
 ROWS_PER_READ = 256
-# With fewer shards per stream than this, streams that get one shard more would run too far ahead.
-SHARDS_PER_STREAM = 4
+# Each open stream of JSON or text holds so many bytes several times over: 64 streams of JSONL made
+# a process of 0.69 GB with 2 MiB, and one of 1.8 GB with the 10 MiB that `datasets` takes.
+BYTES_PER_READ = 2 << 20
 
 
 class DatasetSource:
@@ -64,6 +68,31 @@ class DatasetSource:
                 yield block[index]
             window, done = window + 1, 0
 
+    def in_order(self) -> Iterator[tuple[int, str]]:
+        """(shard, text) of every document, shards being row groups where files have several."""
+        shards = self._data.reshard()
+        for shard in range(shards.num_shards):
+            for text in _read(shards, [shard], self._column):
+                yield shard, text
+
+    def documents_if_known(self) -> int | None:
+        """What the dataset says about itself, if it does."""
+        split = (self._data.info.splits or {}).get(self._split)
+        return split.num_examples or None if split else None
+
+    def layout(self, counts: Sequence[int]) -> Layout:
+        """How documents() orders what in_order() gives, of which `counts` are in each shard."""
+        files = self._data.num_shards
+        parts = [
+            self._data.shard(num_shards=files, index=file).reshard().num_shards
+            for file in range(files)
+        ]
+        fine = np.zeros(sum(parts), np.int64)
+        fine[: len(counts)] = counts
+        before = np.cumsum([0, *fine])
+        coarse = np.diff(before[np.cumsum([0, *parts])])
+        return Layout(False, coarse, fine if len(fine) > len(coarse) else None)
+
     def validation_documents(self) -> Iterator[str]:
         """Every document of the split that validation comes from, in its own order."""
         return _read(self._validation, range(self._validation.num_shards), self._column)
@@ -84,7 +113,7 @@ class DatasetSource:
     def check_streams(self, num_streams: int) -> None:
         """Raise a ValueError when some stream would get no document in an epoch."""
         data = self._resharded(num_streams)
-        if _whole_shards(data.num_shards, num_streams):
+        if whole_shards(data.num_shards, num_streams):
             return
         texts = _read(data, range(data.num_shards), self._column)
         count = sum(1 for _ in itertools.islice(texts, num_streams))
@@ -101,14 +130,14 @@ class DatasetSource:
         """One stream's documents before the windows: whole shards, else every S-th document."""
         data = self._resharded(num_streams)
         shards = permutation(data.num_shards, seed, epoch)
-        if _whole_shards(data.num_shards, num_streams):
+        if whole_shards(data.num_shards, num_streams):
             return _read(data, shards[stream::num_streams], self._column)
         return _read(data, shards, self._column, stream, num_streams)
 
     def _resharded(self, num_streams: int) -> datasets.IterableDataset:
         """The split, in smaller shards where there are too few files to share out."""
         if num_streams not in self._by_streams:
-            enough = _whole_shards(self._data.num_shards, num_streams)
+            enough = whole_shards(self._data.num_shards, num_streams)
             # Resharding reads the footer of every file, so not without need.
             self._by_streams[num_streams] = self._data if enough else self._data.reshard()
         return self._by_streams[num_streams]
@@ -117,14 +146,17 @@ class DatasetSource:
         """Open one split for streaming and make sure that it has the text column."""
         import datasets
 
-        try:
-            data = datasets.load_dataset(
-                self._name,
-                self._subset,
-                data_files=self._files or None,
-                split=split,
-                streaming=True,
+        if Path(self._name, "state.json").is_file():
+            raise ValueError(
+                f"data.dataset={self._name} is what save_to_disk wrote: read its files with "
+                f"data=arrow 'data.data_files=[{self._name}/*.arrow]'"
             )
+        try:
+            builder = datasets.load_dataset_builder(
+                self._name, self._subset, data_files=self._files or None
+            )
+            _read_everything(builder.config)
+            data = builder.as_streaming_dataset(split=split)
         except ConnectionError as error:
             raise RuntimeError(
                 f"data.dataset={self._name} cannot be reached: check the name and the network, or "
@@ -149,11 +181,6 @@ class DatasetSource:
         return data.select_columns([self._column]).with_format("arrow")
 
 
-def _whole_shards(num_shards: int, num_streams: int) -> bool:
-    """Whether streams take whole shards; if not, each reads all and keeps every S-th document."""
-    return num_shards % num_streams == 0 or num_shards >= SHARDS_PER_STREAM * num_streams
-
-
 def _read(
     data: datasets.IterableDataset,
     shards: Iterable[int],
@@ -171,14 +198,40 @@ def _read(
         part = data.shard(num_shards=data.num_shards, index=int(shard))
         for table in part.iter(batch_size=ROWS_PER_READ):
             wanted = np.arange((offset - number) % stride, table.num_rows, stride)
-            for text in table.column(column).take(wanted).to_pylist():
+            for text in _texts(table.column(column).take(wanted)):
                 if not isinstance(text, str | None):
                     raise ValueError(
                         f"data.text_column={column} holds {type(text).__name__}, not text: its "
                         f"first value is {text!r:.60}"
                     )
-                yield text or ""
+                yield Refused("not_utf8") if text and MARK in text else text or ""
             number += table.num_rows
+
+
+def _texts(column: pyarrow.ChunkedArray) -> list[str | None]:
+    """The values of a column, MARK standing for bytes that are no UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow
+
+        raw = column.cast(pyarrow.large_binary()).to_pylist()
+        return [None if value is None else value.decode(errors=HANDLER) for value in raw]
+
+
+def _read_everything(reader: datasets.BuilderConfig) -> None:
+    """Make a reader mark what it cannot decode, and hold no more than it needs."""
+    from datasets.packaged_modules.csv.csv import CsvConfig
+    from datasets.packaged_modules.json.json import JsonConfig
+    from datasets.packaged_modules.text.text import TextConfig
+
+    if isinstance(reader, JsonConfig | TextConfig):
+        reader.chunksize = min(reader.chunksize, BYTES_PER_READ)
+    if isinstance(reader, TextConfig | CsvConfig):
+        reader.encoding_errors = HANDLER
+    if isinstance(reader, JsonConfig):
+        if reader.encoding == "utf-8" and reader.field is None:
+            reader.encoding = JSON_ENCODING
 
 
 def _resolve(patterns: list[str]) -> list[str]:

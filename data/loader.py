@@ -1,49 +1,40 @@
 """The loader: this rank's share of the global order of rows, in micro-batches, and of validation.
 
-It turns (position, rank, world_size) into stream numbers and row numbers and collects rows from
-worker processes. What a row holds is decided in data/streams.py; the loader cannot change it.
+It turns (position, rank, world_size) into stream numbers and row numbers, collects the rows, and
+knows where each source stands in each stream. What a row holds is decided in data/streams.py, and
+which source it is of in data/mixture.py; the loader can change neither.
 """
 
 import functools
-import hashlib
-import itertools
-import json
-import multiprocessing
-import signal
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data.packing import Row, empty_row, pack_rows
-from data.sources import DataConfig, Source, SourceKind, held_out_documents
+from data.batch import Batch, as_batch
+from data.config import DataConfig, Packing
+from data.documents import HeldOut
+from data.fingerprint import check_resume, digest, without_defaults
+from data.mixture import Feed, Mixture, mixed_rows, mixture_of
+from data.packing import Row, empty_row
+from data.quarantine import Failure, Quarantine
+from data.share import Share, check_ranks
 from data.streams import Cursor, rows
 from data.tokenizer import Tokenizer
+from data.validation import ValidationSet
+from data.workers import RankRows, Workers
 
-Batch = dict[str, torch.Tensor]
 Placing = Callable[[list[Batch]], Callable[[], list[Batch]]]
 """Begins to bring a step's micro-batches to where they are used, and returns what ends it."""
-T = TypeVar("T")
-
-
-def check_layout(
-    config: DataConfig, global_batch_size: int, micro_batch_size: int, world_size: int
-) -> None:
-    """Raise a ValueError unless streams and batch can be shared out evenly over the ranks."""
-    if config.streams % world_size:
-        raise ValueError(
-            f"data.streams={config.streams} cannot be shared out evenly over {world_size} ranks: "
-            "set data.streams to a multiple of the number of ranks"
-        )
-    if global_batch_size % (micro_batch_size * world_size):
-        raise ValueError(
-            f"global_batch_size={global_batch_size} is no multiple of micro_batch_size="
-            f"{micro_batch_size} times {world_size} ranks: change global_batch_size or "
-            "micro_batch_size"
-        )
+Cursors = dict[tuple[int, int], Cursor]
+"""{(source, stream): where the source stands in it}"""
+State = dict[str, Any]
+"""What a checkpoint keeps of the data: cursors, quarantined, data; JSON-able."""
+Served = tuple[int, tuple[Row, Cursor, list[Failure]]]
+"""A row with the number of its source, the cursor after it, and the decisions made on its way."""
 
 
 class Loader:
@@ -52,226 +43,249 @@ class Loader:
     def __init__(
         self,
         config: DataConfig,
-        source: Source,
+        feeds: list[Feed],
         tokenizer: Tokenizer,
+        validation: dict[str, HeldOut],
         *,
         seed: int,
-        sequence_length: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
+        share: Share,
+        quarantine: Quarantine | None = None,
+        closing: Iterable[Callable[[], None]] = (),
     ) -> None:
-        """Read the held-out documents; start no process yet. Sizes in rows, lengths in tokens."""
-        check_layout(config, global_batch_size, micro_batch_size, world_size)
-        self._config, self._source = config, source
+        """Start no process yet. `quarantine` is the one that the feeds' sources ask; `closing` is
+        what close() is to end of theirs."""
+        check_ranks(config, share.global_batch_size, share.micro_batch_size, share.world_size)
+        self._config, self._seed, self._share = config, seed, share
+        self._feeds = sorted(feeds, key=lambda feed: feed.name)  # so that their order is no part
+        self._mixture: Mixture = mixture_of(config, [feed.name for feed in self._feeds], seed)
         self.tokenizer = tokenizer
-        self._seed, self._length = seed, sequence_length
-        self._rank, self._world_size = rank, world_size
-        self._micro_batch_size = micro_batch_size
-        self._rows_per_step = global_batch_size // world_size
-        self._cursors: dict[int, Cursor] = {}
-        self._validation: list[Batch] | None = None
-        self._workers: list[multiprocessing.process.BaseProcess] = []
-        self._rows: Iterator[tuple[int, Row, Cursor]] | None = None
-        self.held_out: list[str] = held_out_documents(config, source)
-        """The documents validated on; no training row has one of them."""
+        self._quarantine, self._closing = quarantine or Quarantine(), list(closing)
+        self._decided: list[Failure] = []
+        self._told: set[Failure] = set()
+        self._cursors: Cursors = {}
+        self._workers: Workers[Served] | None = None
+        self._counted = (0, np.zeros(len(feeds), np.int64))
+        self.validation: list[ValidationSet] = [
+            ValidationSet(
+                name,
+                held_out,
+                length=share.sequence_length,
+                eos_id=tokenizer.eos_id,
+                batch_size=share.micro_batch_size,
+                rank=share.rank,
+                world_size=share.world_size,
+            )
+            for name, held_out in validation.items()
+        ]
+        """The sets that the run is scored on; the first one is the one that it is compared on."""
 
     @property
     def fingerprint(self) -> str:
         """Digest of everything that decides the rows and their order, and of nothing else."""
-        config = self._config
-        parts = {
-            "source": self._source.fingerprint(),
-            "tokenizer": self.tokenizer.fingerprint,
-            "sequence_length": self._length,
-            "streams": config.streams,
-            "window": config.shuffle_window if config.kind is SourceKind.dataset else None,
-            "fraction": config.held_out_of_training,
-            "seed": self._seed,
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return digest(self.parts)
 
     @property
-    def validation_bytes(self) -> int:
-        """UTF-8 bytes of the held-out documents: the denominator of bits per byte."""
-        return sum(len(text.encode()) for text in self.held_out)
+    def parts(self) -> dict[str, Any]:
+        """What decides the rows, by name, and the batch size; JSON-able."""
+        config = self._config
+        parts = {
+            "tokenizer": self.tokenizer.fingerprint,
+            "sequence_length": self._share.sequence_length,
+            "streams": config.streams,
+            "seed": self._seed,
+            "packing": config.packing.value,
+            "global_batch_size": self._share.global_batch_size,
+        }
+        if not config.sources:
+            return without_defaults(parts | self._feeds[0].parts)
+        parts["sources"] = {feed.name: without_defaults(feed.parts) for feed in self._feeds}
+        return without_defaults(parts | {"stages": config.proportions()})
+
+    def check(self, path: Path, position: int, fingerprint: str, state: State) -> list[str]:
+        """See data/fingerprint.py: what to say when going on from the checkpoint at `path`, which
+        was saved at `position` with that fingerprint and state; ValueError where it must not be."""
+        cursors = bool(state.get("cursors")) or position == 0
+        old, allow = state.get("data"), self._config.allow_change
+        return check_resume(path, fingerprint, old, self.parts, position, allow, cursors)
 
     def steps(
-        self,
-        position: int,
-        cursors: dict[str, list[int]] | None = None,
-        place: Placing | None = None,
+        self, position: int, state: State | None = None, place: Placing | None = None
     ) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each optimizer step, without end.
 
         The first step has global rows position .. position + global_batch_size - 1; row i belongs
-        to rank i mod world_size. `cursors` of any ranks only save the time of counting rows from
-        the start. Batch: input_ids int64 [b, L], shift_labels int64 [b, L], segment_start int32
-        [b, L] on the CPU. `place` is given each step's micro-batches while the step before is at
-        work, and what it returned is called for those that are handed out.
+        to rank i mod world_size. `state` is what all ranks' state() gave, merged: its cursors save
+        the time of counting rows from the start, and what was quarantined stays so. Batch:
+        input_ids int64 [b, L], shift_labels int64 [b, L], segment_start int32 [b, L] on the CPU.
+        `place` is given each step's micro-batches while the step before is at work, and what it
+        returned is called for those that are handed out.
         """
         self.close()
-        self._cursors = {int(stream): Cursor(*where) for stream, where in (cursors or {}).items()}
+        self._restore(state or {})
         self._start_workers(position)
-        on_the_way: deque[tuple[Callable[[], list[Batch]], dict[int, Cursor]]] = deque()
+        on_the_way: deque[tuple[Callable[[], list[Batch]], Cursors, list[Failure]]] = deque()
         while True:
-            batches, cursors_after = self._next_step()
+            batches, *after = self._next_step()
             if place is not None:
-                on_the_way.append((place(batches), cursors_after))
+                on_the_way.append((place(batches), *after))
                 if len(on_the_way) < 2:
                     continue
-                take, cursors_after = on_the_way.popleft()
+                take, *after = on_the_way.popleft()
                 batches = take()
-            self._cursors |= cursors_after  # of what is handed out now, not of what was read
+            self._cursors |= after[0]  # of what is handed out now, not of what was read
+            self._decided += after[1]
             yield batches
 
-    def _next_step(self) -> tuple[list[Batch], dict[int, Cursor]]:
-        """The micro-batches of this rank's next step, and its streams' cursors after them."""
-        assert self._rows is not None, "steps() of a closed loader"
-        count, size = self._rows_per_step, self._micro_batch_size
-        got = [next(self._rows) for _ in range(count)]
-        made = [row for _, row, _ in got]
-        batches = [_batch(made[start : start + size]) for start in range(0, count, size)]
-        return batches, {stream: cursor for stream, _, cursor in got}
+    def _next_step(self) -> tuple[list[Batch], Cursors, list[Failure]]:
+        """The micro-batches of this rank's next step, its streams' cursors after them, and what was
+        decided on their way."""
+        assert self._workers is not None, "steps() of a closed loader"
+        size, cursors = self._share.micro_batch_size, {}
+        made: list[Row] = []
+        failures: list[Failure] = []
+        for _ in range(self._share.rows_per_step):
+            stream, (source, (row, cursor, failed)) = next(self._workers)
+            made.append(row)
+            cursors[source, stream] = cursor
+            failures += failed
+        batches = [as_batch(made[at : at + size]) for at in range(0, len(made), size)]
+        return batches, cursors, failures
 
     def blank(self) -> Batch:
         """A micro-batch of the shape of every other, with no target in it."""
-        eos = self.tokenizer.eos_id
-        return _batch([empty_row(self._length, eos)] * self._micro_batch_size)
+        row = empty_row(self._share.sequence_length, self.tokenizer.eos_id)
+        return as_batch([row] * self._share.micro_batch_size)
 
-    def cursors(self) -> dict[str, list[int]]:
-        """{stream: cursor} after the steps handed out so far, of this rank's streams; JSON-able."""
-        streams = range(self._rank, self._config.streams, self._world_size)
-        return {str(s): list(self._cursors[s]) for s in streams if s in self._cursors}
+    def state(self) -> State:
+        """Where this rank's streams stand after the steps handed out, what it goes on without, and
+        what the data is. Cursors are named by their stream, in a mixture source/stream."""
+        cursors = {
+            "/".join(filter(None, [self._feeds[source].name, str(stream)])): list(cursor)
+            for (source, stream), cursor in sorted(self._mine().items())
+        }
+        decided = [list(failure) for failure in sorted(set(self._decided))]
+        return {"cursors": cursors, "quarantined": decided, "data": self.parts}
 
-    def validation(self) -> list[Batch]:
-        """This rank's share of the held-out rows, as many batches on every rank.
+    def news(self, state: State) -> list[Failure]:
+        """The decisions in the merged state of all ranks that were not told before."""
+        decided = [Failure(*values) for values in state["quarantined"]]
+        told, self._told = self._told, set(decided)
+        return [failure for failure in decided if failure not in told]
 
-        Over all ranks each target is there exactly once; what is missing to whole batches is filled
-        with rows whose labels are all -100.
-        """
-        if self._validation is None:
-            self._validation = self._pack_validation()
-        return self._validation
+    def progress(self, position: int) -> dict[str, float]:
+        """Of each source of a mixture: tokens served to all ranks in the rows before `position`,
+        and the epoch that this rank's slowest stream of it is in."""
+        if not self._config.sources:
+            return {}
+        row, counts = self._counted
+        if position < row:
+            row, counts = 0, np.zeros_like(counts)
+        self._counted = position, counts + self._mixture.rows_before(0, 1, position, row)
+        said: dict[str, float] = {}
+        for source, feed in enumerate(self._feeds):
+            epochs = [at.epoch for (number, _), at in self._mine().items() if number == source]
+            tokens = int(self._counted[1][source]) * self._share.sequence_length
+            said[f"data/{feed.name}/tokens"] = tokens
+            said[f"data/{feed.name}/epoch"] = min(epochs, default=0)
+        return said
+
+    def _mine(self) -> Cursors:
+        """The cursors of this rank's streams; a checkpoint brought those of all."""
+        rank, ranks = self._share.rank, self._share.world_size
+        return {key: at for key, at in self._cursors.items() if key[1] % ranks == rank}
 
     def close(self) -> None:
-        """End the worker processes; steps() may be called again."""
-        self._rows = None  # torch tells its workers to stop when the last reference goes
-        for worker in self._workers:
-            worker.join(timeout=5)
-            if worker.is_alive():  # waiting for a network, and deaf to SIGTERM as it should be
-                worker.kill()
-                worker.join()
-        self._workers = []
+        """End what reads ahead, here and in worker processes; steps() may be called again."""
+        if self._workers is not None:
+            self._workers.close()
+        self._workers = None
+        for close in self._closing:
+            close()
 
-    def _pack_validation(self) -> list[Batch]:
-        tokenizer, size = self.tokenizer, self._micro_batch_size
-        encoded = [
-            np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], np.int32)
-            for text in self.held_out
-        ]
-        packed = pack_rows(encoded, self._length, tokenizer.eos_id)
-        share = -(-len(packed) // (self._world_size * size)) * size
-        mine = packed[self._rank :: self._world_size]
-        mine += [empty_row(self._length, tokenizer.eos_id)] * (share - len(mine))
-        return [_batch(mine[start : start + size]) for start in range(0, share, size)]
+    def _restore(self, state: State) -> None:
+        """Take over what a checkpoint kept."""
+        self._decided = [Failure(*values) for values in state.get("quarantined", [])]
+        self._told = set(self._decided)
+        for failure in self._decided:
+            self._quarantine.add(failure)
+        names = {feed.name: number for number, feed in enumerate(self._feeds)}
+        old = state.get("data") or self.parts
+        now = self.parts
+        same_rows = old.get("packing") == now.get("packing") and (
+            self._config.packing is Packing.cut or old["sequence_length"] == now["sequence_length"]
+        )
+        self._cursors = {}
+        for key, values in (state.get("cursors") or {}).items():
+            name, _, stream = key.rpartition("/")
+            with suppress(KeyError):  # a source that is there no more, by data.allow_change
+                at = Cursor(*values)
+                # Within a document, or a block, only rows of the same make begin there.
+                self._cursors[names[name], int(stream)] = at if same_rows else at._replace(token=0)
+        counts = np.zeros(len(self._feeds), np.int64)
+        for (source, _), at in self._cursors.items():
+            counts[source] += at.row
+        self._counted = int(counts.sum()), counts  # billions of rows would take minutes to count
 
     def _start_workers(self, position: int) -> None:
         """Begin to make rows, from this rank's first one at or after `position`."""
-        count = self._num_workers()
+        share = self._share
+        first = position + (share.rank - position) % share.world_size
         make = functools.partial(
             _stream_rows,
+            feeds=self._feeds,
+            mixture=self._mixture,
             cursors=self._cursors,
-            source=self._source,
-            tokenizer=self.tokenizer,
             num_streams=self._config.streams,
             seed=self._seed,
-            sequence_length=self._length,
-            fraction=self._config.held_out_of_training,
+            sequence_length=share.sequence_length,
+            packing=self._config.packing,
         )
-        first = position + (self._rank - position) % self._world_size
-        before = set(multiprocessing.active_children())
-        self._rows = iter(
-            DataLoader(
-                _RankRows(make, first, self._world_size, self._config.streams),
-                batch_size=None,
-                collate_fn=_as_it_is,
-                num_workers=count,
-                # Two steps of this rank: a step takes all its rows at once.
-                # A spawned worker would import train.py again, with all its libraries.
-                multiprocessing_context="fork" if count else None,
-                prefetch_factor=max(2, -(-2 * self._rows_per_step // count)) if count else None,
-                worker_init_fn=_ignore_signals,
-            )
-        )
-        self._workers = list(set(multiprocessing.active_children()) - before)
+        rows_of_rank = RankRows(make, first, share.world_size, self._config.streams)
+        # Two steps of this rank: a step takes all its rows at once.
+        self._workers = Workers(rows_of_rank, self._num_workers(), 2 * share.rows_per_step)
 
     def _num_workers(self) -> int:
         """The most workers that can share this rank's streams evenly, within data.num_workers."""
-        streams = self._config.streams // self._world_size
+        if not any(feed.source.needs_workers for feed in self._feeds):
+            return 0
+        streams = self._config.streams // self._share.world_size
         wanted = min(self._config.num_workers, streams)
         return next((count for count in range(wanted, 0, -1) if streams % count == 0), 0)
 
 
-class _RankRows(IterableDataset):
-    """Global rows first, first + world_size, ...; worker w of W makes every W-th, from the w-th on.
-
-    torch hands out the workers' rows in turn, so that the order is the same for any W. W divides
-    the rank's streams, so that each stream is read by one worker only.
-    """
-
-    def __init__(
-        self,
-        make: Callable[..., Iterator[tuple[Row, Cursor]]],
-        first: int,
-        world_size: int,
-        num_streams: int,
-    ) -> None:
-        self._make, self._first = make, first
-        self._world_size, self._num_streams = world_size, num_streams
-
-    def __iter__(self) -> Iterator[tuple[int, Row, Cursor]]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        open_streams: dict[int, Iterator[tuple[Row, Cursor]]] = {}
-        first = self._first + worker * self._world_size
-        for index in itertools.count(first, workers * self._world_size):
-            number, stream = divmod(index, self._num_streams)
-            if stream not in open_streams:
-                open_streams[stream] = self._make(stream, number)
-            yield stream, *next(open_streams[stream])
-
-
 def _stream_rows(
-    stream: int, first_row: int, *, cursors: dict[int, Cursor], **settings: Any
-) -> Iterator[tuple[Row, Cursor]]:
-    """rows() from the stream's cursor, unless that one is already beyond the wanted row."""
-    start = cursors.get(stream)
-    if start is not None and start.row > first_row:
-        start = None
-    return rows(stream=stream, start=start, first_row=first_row, **settings)
+    stream: int,
+    first_row: int,
+    *,
+    feeds: list[Feed],
+    mixture: Mixture,
+    cursors: Cursors,
+    num_streams: int,
+    **settings: Any,
+) -> Iterator[Served]:
+    """The rows of one stream from the first_row-th on, each source read from its cursor where that
+    one is not already beyond the wanted row."""
+    starts = {source: at for (source, number), at in cursors.items() if number == stream}
+    counts = [starts[source].row if source in starts else 0 for source in range(len(feeds))]
+    if sum(counts) != first_row:  # cursors of another position, or none: count
+        counts = mixture.rows_before(stream, num_streams, first_row).tolist()
+
+    def read(source: int, row: int) -> Iterator[tuple[Row, Cursor, list[Failure]]]:
+        start = starts.get(source)
+        if start is not None and start.row > row:
+            start = None
+        feed = feeds[source].source
+        return rows(feed, stream, num_streams, start=start, first_row=row, **settings)
+
+    return mixed_rows(read, mixture, stream, num_streams, first_row, counts)
 
 
-def _batch(made: list[Row]) -> Batch:
-    """Rows as one batch: input_ids and shift_labels int64 [b, L], segment_start int32 [b, L]."""
-    inputs = np.stack([row.tokens[:-1] for row in made]).astype(np.int64)
+def merge_states(states: list[State]) -> State:
+    """What all ranks' state() say together."""
+    cursors = {name: at for state in states for name, at in state["cursors"].items()}
+    decided = sorted({tuple(values) for state in states for values in state["quarantined"]})
     return {
-        "input_ids": torch.from_numpy(inputs),
-        "shift_labels": torch.from_numpy(np.stack([row.labels for row in made])),
-        "segment_start": torch.from_numpy(np.stack([row.segment_start for row in made])),
+        "cursors": cursors,
+        "quarantined": [list(values) for values in decided],
+        "data": states[0]["data"],
     }
-
-
-def _as_it_is(item: T) -> T:
-    """Keep numpy arrays: as torch tensors each would travel through a file of shared memory."""
-    return item
-
-
-def _ignore_signals(worker: int) -> None:
-    """Stay alive on SIGTERM and Ctrl-C, which reach the whole group, while the parent still saves.
-
-    torch ends its workers when their parent is gone, and close() when it is done.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

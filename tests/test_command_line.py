@@ -148,10 +148,13 @@ def test_every_option_of_every_group_composes(choice):
     needed = {
         "data=files": ["data.files=*"],
         "data=hub": ["data.dataset=user/name"],
+        "data=prepared": ["data.path=shards"],
+        "data=mixture": ["data.sources=[{name: a, weight: 2}, {name: b, kind: files, files: '*'}]"],
         **{
             f"data={name}": ["data.data_files=[a]"]
             for name in ("jsonl", "parquet", "arrow", "text")
         },
+        "tokenizer=hugging_face": ["tokenizer.path=folder", "tokenizer.vocab_size=300"],
         "tokenizer=sentencepiece": ["tokenizer.path=a.model", "tokenizer.vocab_size=300"],
         "tokenizer=bpe_32k": ["model.vocab_size=32768"],
     }

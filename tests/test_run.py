@@ -199,9 +199,12 @@ def test_a_damaged_checkpoint_is_passed_over(runs):
 
 
 def test_nucleus_x_trains_in_bfloat16(runs):
-    runs.finished(name="nucleus", model="nucleus_x_tiny", steps=20, engine__dtype="bfloat16")
+    more = "[{name: more, kind: files, files: " + runs.defaults["data.files"] + "}]"
+    settings = dict(model="nucleus_x_tiny", engine__dtype="bfloat16", data__validation_sets=more)
+    runs.finished(name="nucleus", steps=20, **settings)
     losses = runs.losses("nucleus")
     assert losses[-1] < losses[0]
+    assert {"val/held_out/loss", "val/more/bits_per_byte"} < runs.metrics("nucleus")[-1].keys()
     model = AutoModelForCausalLM.from_pretrained(runs.folder / "runs" / "nucleus" / "export")
     assert isinstance(model, retnet.NucleusXForCausalLM)
 
@@ -238,9 +241,13 @@ def test_a_terminal_gets_a_live_display(runs):
 
 
 def test_other_data_under_the_same_name_is_refused(runs):
-    runs.finished(name="data", steps=2, logging__sample_tokens=0)
+    short = dict(logging__sample_tokens=0)
+    runs.finished(name="data", steps=2, **short)
     done = runs.run(name="data", steps=4, data__streams=8)
-    assert done.returncode == 2 and "was trained on other rows" in done.stderr
+    assert done.returncode == 2 and "was trained on other data: data.streams 4 -> 8" in done.stderr
     assert "Traceback" not in done.stderr
+    runs.finished(name="data", steps=3, data__streams=8, data__allow_change="true", **short)
+    events = {event["event"]: event for event in runs.events("data")}
+    assert "data.streams 4 -> 8 (documents" in events["data_changed"]["why"]
     done = runs.run(name="data", steps=4, model__num_layers=3)
     assert done.returncode == 2 and "holds a run with model.num_layers=2" in done.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,15 +122,18 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    engine: DeepSpeedEngine, folder: Path, data_fingerprint: str | None = None
+    engine: DeepSpeedEngine,
+    folder: Path,
+    check: Callable[[Path, TrainState, dict[str, Any]], None] | None = None,
 ) -> Loaded | None:
     """Loads the newest good checkpoint of `folder` into the engine; None if there is none.
 
     Collective. Nothing of a bad checkpoint is loaded; `Loaded.passed_over` names each and why.
+    `check` is given the path, the state and the extra of the one that is to be loaded, before any
+    weight is, and raises the caller's ValueError where the run must not go on from it.
 
     Raises:
-        ValueError: it was made by another number of ranks, another ZeRO stage or dtype, or on data
-            with another fingerprint than the one given.
+        ValueError: it was made by another number of ranks, another ZeRO stage or dtype.
         RuntimeError: there are checkpoints, and none is good.
     """
     found: list[Path] = []
@@ -146,12 +150,8 @@ def load_checkpoint(
     manifest = read_manifest(path)
     _check_layout(engine, path, manifest["layout"])
     state = TrainState.from_dict(manifest["state"])
-    if data_fingerprint not in (None, state.data_fingerprint):
-        raise ValueError(
-            f"{path} was trained on other rows: the files, tokenizer.*, data.*, seed or "
-            f"sequence_length have changed since. Put back what {path}/manifest.json says, or "
-            "start a new run with name=..."
-        )
+    if check is not None:
+        check(path, state, manifest["extra"])
     groups = engine.optimizer.param_groups
     asked_for = [{key: group[key] for key in _CONFIGURED} for group in groups]
     engine.load_checkpoint(str(path), tag=_SHARDS)

@@ -1,4 +1,7 @@
-"""C13: the loader that has to keep ahead of the step, and the checkpoint that it waits for."""
+"""C13: the loader that has to keep ahead of the step, and the checkpoint that it waits for.
+
+Reading from prepared shards is in from_shards.py, saving in saving.py.
+"""
 
 import atexit
 import json
@@ -10,13 +13,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from data.loader import Loader
-from data.prepare import prepare
-from data.sources import DataConfig, SourceKind
+from data.config import DataConfig, SourceKind
+from data.opening import open_data
+from data.share import Share
 from data.tokenizer import TokenizerConfig
 from retnet.kernels import select_kernels
 from retnet.models.build import ModelConfig, build_model
 from retnet.training.step import train_step
+from tests.benchmarks.from_shards import reading, remembering
 from tests.benchmarks.measure import Case, Comparison, Contender, Settings
 from tests.benchmarks.models import our_config
 from tests.benchmarks.saving import saving
@@ -39,22 +43,19 @@ def data_config(settings: Settings) -> DataConfig:
     )
 
 
+def pieces(settings: Settings) -> TokenizerConfig:
+    """The quickstart's tokenizer, or a small one."""
+    return TokenizerConfig(vocab_size=settings.size(4096, 1000))
+
+
 def feeding(settings: Settings) -> Iterator[Comparison]:
     """C13: a row from the loader beside the step that consumes it, as on a rank of the quickstart,
     which has two: the smaller the model, the more the loader has to do."""
     time, rows, turn = settings.size(512, 64), 4, settings.size(128, 2)
     config = our_config(settings) if settings.quick else ModelConfig()
     engine = engine_of(build_model(config, select_kernels(), seed=0))
-    loader = Loader(
-        (data := data_config(settings)),
-        *prepare(data, TokenizerConfig(vocab_size=settings.size(4096, 1000))),
-        seed=0,
-        sequence_length=time,
-        global_batch_size=2 * rows,
-        micro_batch_size=rows,
-        rank=0,
-        world_size=2,
-    )
+    share = Share(time, 2 * rows, rows, rank=0, world_size=2)
+    loader = open_data(data_config(settings), pieces(settings), seed=0, share=share)
 
     def draw() -> tuple[Batch]:
         tokens = torch.randint(config.vocab_size, (rows, time + 1))
@@ -80,8 +81,13 @@ def feeding(settings: Settings) -> Iterator[Comparison]:
 CASES = (
     Case(
         "c13",
-        "loader beside the quickstart's model, checkpoint beside C6's",
-        lambda settings: chain(feeding(settings), saving(settings)),
+        "loader beside the quickstart's model, shards beside text, checkpoint beside C6's",
+        lambda settings: chain(
+            feeding(settings),
+            reading(settings, data_config(settings), pieces(settings)),
+            remembering(settings, data_config(settings), pieces(settings)),
+            saving(settings),
+        ),
         threads=2,
     ),
 )

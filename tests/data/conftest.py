@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -22,4 +22,4 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory, library: list[str]) -> T
     """1,000 pieces, trained on half a megabyte of Python."""
     path = tmp_path_factory.mktemp("tokenizer") / "small.model"
     train_tokenizer((text[:10_000] for text in library[:80]), path, 1000)
-    return Tokenizer(path)
+    return SentencePieceTokenizer(path)

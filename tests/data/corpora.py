@@ -1,8 +1,10 @@
-"""Small corpora on disk, one writer for each kind of source, and rows read back into documents."""
+"""Small corpora on disk, one writer for each kind of source, as text and as prepared shards, and
+rows read back into documents."""
 
 import gzip
 import itertools
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,17 @@ import pyarrow.parquet as pq
 import torch
 import zstandard
 
-from data.loader import Batch
+from data.batch import Batch
+from data.cache_folder import ShardFile
+from data.config import DataConfig, OnBadShard, Order, SourceKind
+from data.documents import Source, TokenizedText, TokenSource
+from data.index import Index
 from data.order import is_held_out
-from data.sources import DataConfig, Source, SourceKind
+from data.packing import Row
+from data.prepare import prepare_shards
+from data.prepared import PreparedSource
+from data.quarantine import Quarantine
+from data.sources import open_source
 from data.streams import Cursor, rows
 from data.tokenizer import Tokenizer
 
@@ -35,6 +45,8 @@ KINDS = {
 """Every kind of corpus the tests write, and the builder that reads it; none for files."""
 
 STREAMS = 4
+LONGEST = 64_000_000
+"""data.longest_document by default, in UTF-8 bytes."""
 
 
 def make_documents(count: int) -> list[str]:
@@ -88,16 +100,66 @@ def write_corpus(kind: str, folder: Path, documents: list[str], **settings: obje
     return DataConfig(kind=SourceKind.dataset, dataset=KINDS[kind], data_files=files, **common)
 
 
+def open_text(config: DataConfig, tokenizer: Tokenizer) -> TokenizedText:
+    """The corpus that a config names, tokenized on the fly."""
+    fraction = config.held_out_of_training
+    return TokenizedText(
+        open_source(config), tokenizer, fraction=fraction, longest=config.longest_document
+    )
+
+
+def prepare(config: DataConfig, tokenizer: Tokenizer, out: Path, shard_bytes: int = 3000) -> Index:
+    """The same corpus as shards, many of them."""
+    prepare_shards(
+        open_source(config),
+        tokenizer,
+        out,
+        workers=1,
+        longest=config.longest_document,
+        shard_bytes=shard_bytes,
+    )
+    return Index.load(lambda name: (out / name).read_bytes(), str(out))
+
+
+def open_shards(
+    config: DataConfig, tokenizer: Tokenizer, out: Path, **changed: object
+) -> PreparedSource:
+    """The shards of a folder, opened as they lie there, for a run with that config. `changed` are
+    other arguments of PreparedSource."""
+
+    def open_shard(name: str) -> ShardFile:
+        fd = os.open(out / name, os.O_RDONLY)
+        return ShardFile(fd, os.fstat(fd).st_size)
+
+    settings = {
+        "open_shard": open_shard,
+        "ahead": lambda names: None,
+        "name": "",
+        "fraction": config.held_out_of_training,
+        "window": config.shuffle_window,
+        "order": Order.source,
+        "on_bad_shard": OnBadShard.stop,
+        "quarantine": Quarantine(),
+    } | changed
+    index = Index.load(lambda name: (out / name).read_bytes(), str(out))
+    return PreparedSource(index, tokenizer=tokenizer, address=str(out), **settings)
+
+
+def equal(a: Row, b: Row) -> bool:
+    """Whether two rows are the same in all their parts."""
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def stream_documents(
-    source: Source, tokenizer: Tokenizer, stream: int, epochs: int, fraction: float, length: int
+    source: TokenSource, counts: list[int], tokenizer: Tokenizer, stream: int, length: int
 ) -> Iterator[list[str]]:
-    """The documents that one stream's rows hold, one list for each of the first epochs."""
+    """The documents that one stream's rows hold, a list for each epoch, of which `counts` says how
+    many documents are trained on."""
     tokens: list[np.ndarray] = []
-    counts = [len(_training(source, stream, epoch, fraction)) for epoch in range(epochs)]
-    made = rows(source, tokenizer, stream, STREAMS, 0, length, fraction)
+    made = rows(source, stream, STREAMS, 0, length)
     cursor = Cursor()
-    while cursor.epoch < epochs:
-        row, cursor = next(made)
+    while cursor.epoch < len(counts):
+        row, cursor, _ = next(made)
         tokens.append(row.tokens[:-1])
     flat = np.concatenate(tokens)
     begins = np.flatnonzero(flat == tokenizer.bos_id)
@@ -105,6 +167,11 @@ def stream_documents(
     parts = iter(np.split(flat, begins[1:]))
     for count in counts:
         yield [_text(part, tokenizer) for part in itertools.islice(parts, count)]
+
+
+def training_counts(source: Source, stream: int, epochs: int, fraction: float) -> list[int]:
+    """How many documents of each of a stream's first epochs are trained on."""
+    return [len(_training(source, stream, epoch, fraction)) for epoch in range(epochs)]
 
 
 def _training(source: Source, stream: int, epoch: int, fraction: float) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data.documents import checked
 from data.files import glob_source, python_source
 
 
@@ -24,8 +25,11 @@ def test_what_is_no_text_is_refused_and_counted(
         (tmp_path / f"{name}.txt").write_bytes(content)
     source = glob_source(str(tmp_path / "*.txt"))
     with caplog.at_level(logging.WARNING):
-        assert list(source.validation_documents()) == ["good", "", "", "fine"]
-        assert list(source.validation_documents()) == ["good", "", "", "fine"]
+        for _ in range(2):
+            texts = list(source.validation_documents())
+            assert texts == ["good", "", "", "fine"]
+            reasons = [None, "empty", "not_utf8", None]
+            assert [checked(text, 100)[1] for text in texts] == reasons
     assert [record.getMessage() for record in caplog.records] == [
         "left out 2 empty or non-UTF-8 files: b.txt, c.txt"
     ]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data.order import is_held_out
-from data.sources import DataConfig, SourceKind, held_out_documents, open_source
-from tests.data.corpora import KINDS, STREAMS, make_documents, write_corpus
+from data.config import DataConfig, SourceKind
+from data.opening import open_place
+from data.sources import open_source
+from data.tokenizer import Tokenizer
+from tests.data.corpora import KINDS, STREAMS, make_documents, open_text, write_corpus
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,22 +52,7 @@ def test_more_shards_than_needed_are_shared_out_unsplit(tmp_path: Path) -> None:
     assert sum(sizes) == 101 and max(sizes) - min(sizes) >= 2
 
 
-@pytest.mark.parametrize("kind", ("files", "jsonl"))
-def test_held_out_documents_are_those_the_content_picks(kind: str, tmp_path: Path) -> None:
-    documents = make_documents(101)
-    config = write_corpus(kind, tmp_path, documents)
-    held_out = held_out_documents(config, open_source(config))
-    assert held_out == [text for text in documents if is_held_out(text, 0.2)]
-    assert 5 < len(held_out) < 40
-
-
-def test_held_out_text_is_whole_documents_within_its_limit(tmp_path: Path) -> None:
-    config = write_corpus("files", tmp_path, make_documents(101), validation_bytes=2000)
-    held_out = held_out_documents(config, open_source(config))
-    assert 0 < sum(len(text.encode()) for text in held_out) <= 2000
-
-
-def test_a_split_of_its_own_leaves_training_whole(tmp_path: Path) -> None:
+def test_a_split_of_its_own_leaves_training_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
     documents = make_documents(40)
     for split, texts in (("train", documents), ("validation", ["kept", "apart"])):
         write_corpus("jsonl", tmp_path / split, texts)
@@ -78,7 +65,7 @@ def test_a_split_of_its_own_leaves_training_whole(tmp_path: Path) -> None:
         streams=STREAMS,
     )
     source = open_source(config)
-    assert held_out_documents(config, source) == ["kept", "apart"]
+    assert open_text(config, tokenizer).held_out(10**6).texts == ["kept", "apart"]
     assert Counter(source.documents(0, 1, 0, 0)) == Counter(documents)
     assert config.held_out_of_training == 0
     with pytest.raises(ValueError, match=r"split test \(data.split or data.validation_split\)"):
@@ -97,7 +84,7 @@ def test_the_fingerprint_follows_the_files_and_not_their_folder(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"kind": SourceKind.files}, r"data=files needs data.files"),
+        ({"kind": SourceKind.files}, r"data.kind=files needs data.files"),
         ({"kind": SourceKind.files, "files": "/none/*.x"}, r"data.files=/none/\*.x matches no"),
         ({"kind": SourceKind.dataset}, r"needs data.dataset"),
         ({"kind": SourceKind.dataset, "dataset": "json"}, r"dataset=json needs data.data_files"),
@@ -105,6 +92,7 @@ def test_the_fingerprint_follows_the_files_and_not_their_folder(tmp_path: Path) 
             {"kind": SourceKind.dataset, "dataset": "json", "data_files": ["/none/*.x"]},
             r"data.data_files has /none/\*.x, which matches no file",
         ),
+        ({"kind": SourceKind.prepared}, r"data.kind=prepared needs data.path, the folder"),
         ({"validation_split": "test"}, r"data.validation_split=test needs data.kind=dataset"),
         ({"validation_fraction": 0.0}, r"data.validation_fraction=0.0 must lie between"),
         ({"streams": 0}, r"data.streams=0 must be 1 or more"),
@@ -119,13 +107,16 @@ def test_what_cannot_be_opened_is_answered_with_the_key(
     settings: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        open_source(DataConfig(**settings))
+        open_place(config := DataConfig(**settings), "", config)
 
 
-def test_what_the_data_lacks_is_answered_with_what_there_is(tmp_path: Path) -> None:
+def test_what_the_data_lacks_is_answered_with_what_there_is(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     def open_with(**settings: object) -> None:
         config = write_corpus("jsonl", tmp_path, make_documents(12), **settings)
-        held_out_documents(config, open_source(config))
+        open_source(config).check_streams(config.streams)
+        open_text(config, tokenizer).held_out(10**6)
 
     with pytest.raises(ValueError, match=r"data.text_column=body: its columns are n, text"):
         open_with(text_column="body")
@@ -140,7 +131,8 @@ def test_what_the_data_lacks_is_answered_with_what_there_is(tmp_path: Path) -> N
 def test_a_hub_that_does_not_answer_is_the_machine_s_fault() -> None:
     """In a process of its own, told to stay off the network as a node without one is."""
     program = """
-from data.sources import DataConfig, SourceKind, open_source
+from data.config import DataConfig, SourceKind
+from data.sources import open_source
 try:
     open_source(DataConfig(kind=SourceKind.dataset, dataset="nobody/nothing"))
 except RuntimeError as error:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.loader import Loader
-from data.sources import open_source
+from data.opening import open_loader, open_places
+from data.share import Share
 from data.tokenizer import Tokenizer
 from tests.data.corpora import make_documents, stack, write_corpus
 
@@ -22,9 +22,10 @@ REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import multiprocessing, signal, sys
 from pathlib import Path
-from data.loader import Loader
-from data.sources import DataConfig, SourceKind, open_source
-from data.tokenizer import Tokenizer
+from data.config import DataConfig, SourceKind
+from data.opening import open_loader, open_places
+from data.share import Share
+from data.tokenizer import load_tokenizer
 
 caught = []
 signal.signal(signal.SIGTERM, lambda *_: caught.append("TERM"))
@@ -33,10 +34,8 @@ config = DataConfig(
     kind=SourceKind.files, files=sys.argv[1] + "/*.txt", streams=4, num_workers=2,
     validation_fraction=0.2,
 )
-loader = Loader(
-    config, open_source(config), Tokenizer(Path(sys.argv[2])), seed=0, sequence_length=16,
-    global_batch_size=4, micro_batch_size=4, rank=0, world_size=1,
-)
+tokenizer = load_tokenizer(Path(sys.argv[2]))
+loader = open_loader(config, open_places(config), tokenizer, seed=0, share=Share(16, 4, 4))
 steps = loader.steps(0)
 next(steps)
 print("ready", len(multiprocessing.active_children()), flush=True)
@@ -93,17 +92,9 @@ def test_workers_read_all_of_a_dataset(kind: str, tmp_path: Path, tokenizer: Tok
     config = write_corpus(kind, tmp_path, make_documents(41))
     served = []
     for workers in (0, 1, 2):
-        loader = Loader(
-            dataclasses.replace(config, num_workers=workers),
-            open_source(config),
-            tokenizer,
-            seed=3,
-            sequence_length=24,
-            global_batch_size=8,
-            micro_batch_size=2,
-            rank=0,
-            world_size=1,
-        )
+        changed = dataclasses.replace(config, num_workers=workers)
+        share = Share(sequence_length=24, global_batch_size=8, micro_batch_size=2)
+        loader = open_loader(changed, open_places(changed), tokenizer, seed=3, share=share)
         steps = itertools.islice(loader.steps(0), 40)
         served.append(torch.cat([stack(batch) for step in steps for batch in step]))
         loader.close()

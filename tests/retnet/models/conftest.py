@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import SentencePieceTokenizer as Tokenizer
+from data.tokenizer import train_tokenizer
 from retnet.models.export import export_model
 from tests.retnet.models.small_model import VOCABULARY, build_model
 

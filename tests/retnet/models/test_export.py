@@ -21,7 +21,8 @@ from transformers import (
     pipeline,
 )
 
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import SentencePieceTokenizer as Tokenizer
+from data.tokenizer import train_tokenizer
 from retnet.kernels import KernelsConfig, select_kernels
 from retnet.models.build import Architecture, ModelConfig, build_model
 from retnet.models.export import carried_code, export_model

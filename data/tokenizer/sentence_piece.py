@@ -1,4 +1,4 @@
-"""The tokenizer: sentencepiece BPE that loses nothing, so that decode(encode(x)) == x for any text.
+"""Sentencepiece BPE that loses nothing, so that decode(encode(x)) == x for any text.
 
 It trains a model on the run's own text, opens a given one, and exports either as a Hugging Face
 folder that gives the same ids. It knows nothing of rows, streams or models.
@@ -9,8 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -26,37 +25,17 @@ LONGEST_TRAINING_LINE = 4_000
 SHORTEST_PART = 200
 
 
-@dataclass
-class TokenizerConfig:
-    """Where the pieces come from."""
-
-    path: str | None = None
-    """A sentencepiece .model file; null trains one on the data and keeps it in data.cache."""
-    vocab_size: int = 4096
-    """Number of pieces, the 256 bytes and the three special ones included."""
-    train_bytes: int = 8_000_000
-    """How much training text, in UTF-8 bytes, is read to train it; unused with a path."""
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 300:
-            raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} leaves no room beside the 256 bytes and "
-                "3 special pieces: set tokenizer.vocab_size to 300 or more"
-            )
-        if self.train_bytes < 1:
-            raise ValueError(f"tokenizer.train_bytes={self.train_bytes} must be 1 or more")
-
-
-class Tokenizer:
+class SentencePieceTokenizer:
     """Text to ids and back, without loss.
 
     The given model's `add_dummy_prefix` and `remove_extra_whitespaces` are switched off, since both
     change text; a model that changes text in any other way is refused with a ValueError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fingerprint: str | None = None) -> None:
+        """`fingerprint` is that of the file this one was exported from, where it was."""
         blob = path.read_bytes()
-        self.fingerprint: str = hashlib.sha256(blob).hexdigest()
+        self.fingerprint: str = fingerprint or hashlib.sha256(blob).hexdigest()
         """sha256 of the model file, in hexadecimal."""
         self._proto = ModelProto.FromString(blob)
         self._proto.normalizer_spec.add_dummy_prefix = False
@@ -238,41 +217,3 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(blob.getvalue())
     temporary.replace(path)
-
-
-def _budget(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Texts until `limit` UTF-8 bytes have been given."""
-    used = 0
-    for text in texts:
-        yield text
-        used += len(text.encode())
-        if used >= limit:
-            return
-
-
-def open_tokenizer(
-    config: TokenizerConfig, texts: Callable[[], Iterable[str]], cache: Path, key: str
-) -> Tokenizer:
-    """The tokenizer of this run: the given one, the cached one, or a new one trained on `texts()`.
-
-    `key` names the source of the texts; the model is kept as cache/tokenizers/{key}-{vocab_size}.
-    ValueError when the given file is missing or has another size than tokenizer.vocab_size.
-    """
-    if config.path is None:
-        path = cache / "tokenizers" / f"{key}-{config.vocab_size}.model"
-        if not path.exists():
-            train_tokenizer(_budget(texts(), config.train_bytes), path, config.vocab_size)
-    else:
-        path = Path(config.path).expanduser()
-        if not path.is_file():
-            raise ValueError(
-                f"tokenizer.path={config.path} is no file: give a sentencepiece .model file, "
-                "or null to train one on the data"
-            )
-    tokenizer = Tokenizer(path)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise ValueError(
-            f"{path} has {tokenizer.vocab_size} pieces but tokenizer.vocab_size="
-            f"{config.vocab_size}: set tokenizer.vocab_size={tokenizer.vocab_size}"
-        )
-    return tokenizer
