@@ -3,16 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
+# Decides the moments of the fault tests; printed with their table.
+SEED ?= $(shell date +%s)
 # As many of this machine's GPUs as divide the batch, or two processes on the CPU, where DeepSpeed need
 # not look for a GPU and say so.
 GPUS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count(); print(max(p for p in (0, 1, 2, 4, 8) if p <= n))")
 LAUNCH = $(if $(filter 0,$(GPUS)),DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2,$(BIN)/deepspeed --num_gpus $(GPUS)) --quiet
 
-.PHONY: help setup train prepare test bench lint format
+.PHONY: help setup train prepare test test-faults bench lint format
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Make .venv with the pinned dependencies, nothing else
 
@@ -29,6 +31,9 @@ prepare: $(READY)  ## Make token shards of any text: ARGS="data=... out=FOLDER"
 
 test: $(READY)  ## Prove the laws: every test there is
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(READY)  ## Kill, hang, fill, cut off: the long form of the fault tests; SEED=7 repeats its moments
+	$(BIN)/python -m pytest tests/faults -m "long or not long" --seed $(SEED) $(ARGS)
 
 bench: $(READY)  ## Measure speed beside attention, Llama and other RetNets: ARGS="c3 c6"
 	$(BIN)/python -m tests.benchmarks $(ARGS)

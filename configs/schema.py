@@ -13,16 +13,19 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from configs.redact import redact
 from data.config import DataConfig
 from data.share import Share, check_ranks
 from data.tokenizer import TokenizerConfig
+from launch.limits import LimitsConfig
 from retnet.kernels import KernelsConfig, select_kernels
 from retnet.models.build import ModelConfig
-from retnet.training.checkpoint import CheckpointConfig
 from retnet.training.engine import EngineConfig
 from retnet.training.metrics import LoggingConfig
 from retnet.training.optimizer import OptimizerConfig
+from retnet.training.saver import CheckpointConfig
 from retnet.training.schedule import ScheduleConfig
+from retnet.training.stability import StabilityConfig
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
@@ -74,6 +79,13 @@ class Config:
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} does not fit into "
                 f"model.vocab_size={self.model.vocab_size}; raise model.vocab_size or take a "
                 "smaller tokenizer"
+            )
+
+        if 0.0 < self.limits.hang <= self.data.retry_seconds:
+            raise ValueError(
+                f"limits.hang={self.limits.hang:g} must be above "
+                f"data.retry_seconds={self.data.retry_seconds:g}, for which a store is asked "
+                "again while the run stands still"
             )
 
     def check(self, world_size: int) -> None:
@@ -135,8 +147,8 @@ def plain(composed: DictConfig) -> Config:
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The config as plain YAML values."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    """The config as plain YAML values, without what would let others in."""
+    return redact(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))
 
 
 def write_config(config: Config) -> None:

@@ -63,6 +63,7 @@ class Loader:
         self._decided: list[Failure] = []
         self._told: set[Failure] = set()
         self._cursors: Cursors = {}
+        self._before: tuple[Cursors, list[Failure]] = {}, []
         self._workers: Workers[Served] | None = None
         self._counted = (0, np.zeros(len(feeds), np.int64))
         self.validation: list[ValidationSet] = [
@@ -132,9 +133,14 @@ class Loader:
                     continue
                 take, *after = on_the_way.popleft()
                 batches = take()
-            self._cursors |= after[0]  # of what is handed out now, not of what was read
-            self._decided += after[1]
+            self._before = self._cursors, self._decided
+            self._cursors = self._cursors | after[0]  # of what is handed out, not of what was read
+            self._decided = self._decided + after[1]
             yield batches
+
+    def give_back(self) -> None:
+        """Take back the step that was handed out last: state() is that before it again."""
+        self._cursors, self._decided = self._before
 
     def _next_step(self) -> tuple[list[Batch], Cursors, list[Failure]]:
         """The micro-batches of this rank's next step, its streams' cursors after them, and what was
@@ -209,6 +215,7 @@ class Loader:
         for failure in self._decided:
             self._quarantine.add(failure)
         names = {feed.name: number for number, feed in enumerate(self._feeds)}
+        self._before = {}, self._decided
         old = state.get("data") or self.parts
         now = self.parts
         same_rows = old.get("packing") == now.get("packing") and (

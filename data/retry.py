@@ -29,6 +29,7 @@ def retry(
     *,
     budget: float,
     spent: float = 0.0,
+    failed: str = "could not be read within data.retry_seconds",
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
     rng: Callable[[], float] = _unseeded,
@@ -39,7 +40,7 @@ def retry(
     Before the n-th repetition it waits as long as the server asked by Retry-After and, on top, a
     random part of min(60, 2^(n-1)) seconds (full jitter). When the next wait would end beyond the
     budget, or the error is permanent, it raises a StoreError whose words are a whole sentence about
-    `what`, e.g. "shard-00000012.bin of s3://bucket/web".
+    `what`, e.g. "shard-00000012.bin of s3://bucket/web"; `failed` ends with the budget's key.
     """
     end = clock() + budget - spent
     for attempt in itertools.count(1):
@@ -51,8 +52,7 @@ def retry(
                 words = f"{what} {error}"
             elif clock() + wait > end:
                 words = (
-                    f"{what} could not be read within data.retry_seconds={budget:g}: {error}, "
-                    f"{attempt} attempt{'s' * (attempt > 1)}"
+                    f"{what} {failed}={budget:g}: {error}, {attempt} attempt{'s' * (attempt > 1)}"
                 )
             else:
                 log.warning("%s: %s; trying again in %.1f s", what, error, wait)

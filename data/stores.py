@@ -75,7 +75,7 @@ def open_store(address: str, timeout: float) -> Store:
     if not separator:
         return _Folder(address)
     if scheme == "s3":
-        return _Remote(address, lambda name: f"{rest}/{name}", lambda: _s3(timeout))
+        return _Remote(address, lambda name: f"{rest}/{name}", lambda: s3_filesystem(timeout))
     if scheme in ("http", "https"):
         parts = urlsplit(address)  # a signature behind the ? belongs to each file, and in no log
         folder = parts.path.rstrip("/")
@@ -131,7 +131,7 @@ class _Remote:
         try:
             return self._filesystem().cat_file(self._path(name))
         except Exception as error:
-            raise _failure(error) from error
+            raise failure(error) from error
 
     def fetch(self, name: str, to: Path) -> None:
         try:
@@ -139,7 +139,7 @@ class _Remote:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise
-            raise _failure(error) from error
+            raise failure(error) from error
 
     def close(self) -> None:
         self._by_process.pop(os.getpid(), None)
@@ -151,7 +151,7 @@ class _Remote:
         return filesystem
 
 
-def _s3(timeout: float) -> "AsyncFileSystem":
+def s3_filesystem(timeout: float) -> "AsyncFileSystem":
     """S3 or a store like it, each request made once and each file in one piece."""
     try:
         import s3fs
@@ -214,7 +214,7 @@ def local_failure(error: OSError) -> StoreError:
     return StoreError(words)
 
 
-def _failure(error: Exception) -> StoreError:
+def failure(error: Exception) -> StoreError:
     """What became of one request, from whatever fsspec's filesystems raise."""
     status, headers = _answer(error)
     if status is not None:

@@ -1,24 +1,65 @@
 """One run, one folder: a lock that dies with the process that holds it."""
 
 import fcntl
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+NAME = "lock"
+
 
 def hold_folder(folder: Path) -> TextIO:
-    """Takes the folder (made if missing) for this process, while the returned file is open.
+    """Takes the folder (made if missing) for this process, while the returned file is open, and
+    marks it with a word of this session's (`mark_of`).
 
-    Raises ValueError where another process has it. A POSIX record lock: unlike flock's it is not
-    handed on to worker processes, which may outlive a killed parent by seconds.
+    Raises ValueError where another process has it, or where it cannot be written. A POSIX record
+    lock: unlike flock's it is not handed on to worker processes, which may outlive a killed parent
+    by seconds; and NFS keeps it between machines.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("a")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / NAME).open("a")
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written ({error.strerror}): it needs room and the right to write, "
+            "or take another name=..."
+        ) from error
+    if not _locked(file):
         file.close()
         raise ValueError(
             f"{folder} is in use by a run that is still at work; wait for it, stop it, or take "
             "another name=..."
-        ) from error
+        )
+    with suppress(OSError):  # a full disk: a run may still go on there
+        file.truncate(0)
+        file.write(secrets.token_hex(8))
+        file.flush()
     return file
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is at work in the folder. Not for the process that holds it: asking would let
+    its own lock go."""
+    try:
+        with (folder / NAME).open("a") as file:
+            return not _locked(file)  # closing lets it go
+    except OSError:
+        return False
+
+
+def mark_of(folder: Path) -> str:
+    """The word that the session at work in the folder left there; "" where there is none."""
+    try:
+        return (folder / NAME).read_text()
+    except OSError:
+        return ""
+
+
+def _locked(file: TextIO) -> bool:
+    """Takes the lock if it is free; whether it did."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

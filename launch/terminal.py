@@ -60,13 +60,19 @@ def refuse(sentence: str, rank: int, code: int) -> NoReturn:
 
 
 def claim_terminal(log: Path, speaks: bool) -> Terminal:
-    """Sends this process's output to `log` (appended) and returns the terminal it had."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Sends this process's output to `log` (appended) and returns the terminal it had; ends the
+    process with a sentence and code 2 where that cannot be written."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        refuse(
+            f"{log} cannot be written ({error.strerror}): free it, or take another name=...", 0, 2
+        )
     sys.stdout.flush()
     sys.stderr.flush()
     out = os.fdopen(os.dup(1) if speaks else os.open(os.devnull, os.O_WRONLY), "w", buffering=1)
     err = os.fdopen(os.dup(2), "w", buffering=1)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)

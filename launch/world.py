@@ -6,22 +6,27 @@ MASTER_ADDR, MASTER_PORT); without them a process is alone. Not here: engines, d
 
 import os
 import re
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from launch.lock import mark_of
+from launch.rendezvous import choose_interface, meet
 
 T = TypeVar("T")
 
 # How long a process waits for the others: one may be training a tokenizer, or reading slow disks.
 # The libraries' own 10 minutes are too short for that.
 PATIENCE = timedelta(hours=1)
-# Seconds. From here on a step is too long to take another one after a request to stop.
-SLOW_STEP = 2.0
+# Seconds. A file that one machine wrote may be seen late by another.
+SHARED_WITHIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -84,55 +89,24 @@ class World:
 
 
 class Vote:
-    """Asks every process something before each step and mostly hears the answer a step later, so
-    that neither the host waits for its device nor the device for the host.
-
-    Where steps are long, another one would come late for who asked to stop (DeepSpeed's launcher
-    kills after 30 s), and waiting costs next to nothing: there the answer is that of this call.
-    """
+    """Asks every process something before each step, over the network alone: hosts wait for each
+    other, which are all ahead of their devices, and no host waits for its device."""
 
     def __init__(self, world: World) -> None:
-        self._alone, self._device = world.world_size == 1, world.device
-        self._words: torch.Tensor | None = None  # flag, seconds a step; on its way to the host
-        self._arrive: Callable[[], object] = lambda: None  # waits until it is there
-        self._asked_at = time.monotonic()
-        self._slow = False
+        """Collective."""
+        self._alone = world.world_size == 1
+        # A vote among GPUs would stand in line behind the kernels of the step before.
+        other = world.device.type == "cuda" and not self._alone
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if other else None
 
     def any(self, flag: bool) -> bool:
-        """Whether any process raised its flag, at this call or at the one before; never later.
-        Collective, and the same on every process."""
+        """Whether any process raises its flag at this call. Collective, and the same on every
+        process."""
         if self._alone:
             return flag
-        raised = self._read()
-        self._ask(flag)
-        return raised or (self._slow and self._read())
-
-    def _ask(self, flag: bool) -> None:
-        now = time.monotonic()
-        # Fills, since a copy from the host would wait for the device. The slowest process's clock
-        # counts, so that all agree on what is slow.
-        words = torch.full((2,), now - self._asked_at, dtype=torch.float64, device=self._device)
-        words[0].fill_(float(flag))
-        self._asked_at = now
-        work = dist.all_reduce(words, op=dist.ReduceOp.MAX, async_op=True)
-        if self._device.type == "cuda":
-            work.wait()  # makes the stream wait, not the host
-            self._words = torch.empty(2, dtype=words.dtype, pin_memory=True)
-            self._words.copy_(words, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._arrive = event.synchronize
-        else:
-            self._words, self._arrive = words, work.wait
-
-    def _read(self) -> bool:
-        """The answer to the last question, if it was not read yet; False where it was."""
-        if self._words is None:
-            return False
-        self._arrive()
-        flag, seconds = self._words.tolist()
-        self._words, self._slow = None, seconds > SLOW_STEP
-        return bool(flag)
+        word = torch.tensor(int(flag))
+        dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(word)
 
 
 def world_size() -> int:
@@ -162,10 +136,12 @@ def without_local_rank(arguments: list[str]) -> list[str]:
     return kept
 
 
-def join_world() -> World:
-    """Joins the other processes: nccl between GPUs, gloo between CPUs. Collective.
+def join_world(interface: str = "") -> World:
+    """Joins the other processes: nccl between GPUs, gloo between CPUs; over the network interface
+    named, or the one that leads to MASTER_ADDR. Collective.
 
-    Raises RuntimeError where a machine has fewer GPUs than processes.
+    Raises RuntimeError where a machine has fewer GPUs than processes or where rank 0 cannot listen
+    on MASTER_ADDR, ValueError where there is no such interface.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     # torchrun and DeepSpeed name the number of processes on one machine differently.
@@ -188,11 +164,35 @@ def join_world() -> World:
             torch.set_num_threads(max(1, cores // local_size))
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        several = local_size < world_size()
+        choose_interface(interface, several)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            dist.init_process_group(backend, timeout=PATIENCE)  # torchrun itself listens
+        else:
+            store = meet(rank(), world_size(), PATIENCE, interface, several)
+            dist.init_process_group(
+                backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE
+            )
     else:
         os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed will not start without it
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return World(rank(), local_rank, dist.get_world_size(), device, local_size)
+
+
+def check_shared(world: World, folder: Path) -> None:
+    """Raises ValueError on every process where one does not see the run folder that rank 0 holds:
+    all machines of a run write into one. Collective."""
+    held = world.gather(mark_of(folder))[0]
+    deadline = time.monotonic() + SHARED_WITHIN
+    while (seen := mark_of(folder)) != held and time.monotonic() < deadline:
+        time.sleep(0.2)
+    problem = None
+    if seen != held:
+        problem = (
+            f"{folder.absolute()} on {socket.gethostname()} (rank {world.rank}) is not the folder "
+            "that rank 0 writes: runs/ must be one shared folder on all machines"
+        )
+    world.agree(problem)
 
 
 def leave_world() -> None:

@@ -49,6 +49,16 @@ SMALL = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here and not beside the fault tests: pytest asks only the outermost files for options."""
+    parser.addoption("--seed", type=int, default=0, help="decides the moments of the fault tests")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """The seed, before anything can go wrong."""
+    return f"moments of the fault tests: --seed {config.getoption('--seed')}"
+
+
 @dataclass
 class Runs:
     """Starts train.py in a folder of its own: under a launcher as a user would, one process alone
@@ -56,17 +66,19 @@ class Runs:
 
     folder: Path
     defaults: dict = field(default_factory=dict)
+    script: str = TRAIN
+    """train.py, or what runs it and watches."""
 
     def command(self, processes: int = 0, **overrides) -> list[str]:
         """processes 0: plain python; else that many under the DeepSpeed launcher."""
         given = {key.replace("__", "."): value for key, value in overrides.items()}
         arguments = [f"{key}={value}" for key, value in (self.defaults | given).items()]
         if processes == 0:
-            return [sys.executable, TRAIN, *arguments]
+            return [sys.executable, self.script, *arguments]
         deepspeed = str(Path(sys.executable).with_name("deepspeed"))
         port = str(20_000 + os.getpid() % 20_000)
         launcher = [deepspeed, "--quiet", "--num_gpus", str(processes), "--master_port", port]
-        return [*launcher, TRAIN, *arguments]
+        return [*launcher, self.script, *arguments]
 
     def run(
         self, processes: int = 0, launched: bool = True, **overrides
@@ -77,7 +89,7 @@ class Runs:
         if processes == 0:
             return forked.run(*command[1:], timeout=300, **self._where)
         if not launched:
-            return self._ranks(processes, command[command.index(TRAIN) :])
+            return self._ranks(processes, command[command.index(self.script) :])
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=300)
 
     def _ranks(self, world_size: int, command: list[str]) -> subprocess.CompletedProcess:

@@ -6,12 +6,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retnet
@@ -25,28 +22,6 @@ def step_reached(step: int):
         return file.exists() and file.read_text().count("\n") >= step
 
     return reached
-
-
-def same(a: object, b: object) -> bool:
-    """Equality of checkpoints' contents, to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b or type(a).__module__.startswith("deepspeed")
-
-
-def assert_checkpoints_are_equal(one: Path, other: Path) -> None:
-    files = sorted(path.relative_to(one) for path in one.rglob("*.pt"))
-    assert files and files == sorted(path.relative_to(other) for path in other.rglob("*.pt"))
-    for file in files:
-        a, b = (torch.load(folder / file, weights_only=False) for folder in (one, other))
-        for values in (a, b):
-            for key in ("ds_config", "ds_version", "client_state"):
-                values.pop(key, None)
-        assert same(a, b), f"{file} differs"
 
 
 def test_a_run_under_the_deepspeed_launcher_learns_exports_and_goes_on(runs):
@@ -86,30 +61,6 @@ def test_a_run_under_the_deepspeed_launcher_learns_exports_and_goes_on(runs):
     assert runs.losses("learns")[:-1] == losses
 
 
-@pytest.mark.parametrize("processes", [0, 2], ids=["1 rank", "2 ranks"])
-def test_resume_is_exact(runs, processes):
-    """10 steps equal 4 steps, SIGKILL, and the same command again: losses, norms, weights and
-    optimizer, bit by bit. The killed run also evaluates, which must change nothing."""
-    common = dict(model__dropout=0.1)
-    whole, killed = f"whole-{processes}", f"killed-{processes}"
-    runs.finished(processes, launched=False, name=whole, **common)
-    settings = dict(name=killed, evaluate_every=3, **common)
-    runs.interrupted(step_reached(7), signal.SIGKILL, processes, **settings)
-    assert not (runs.folder / "runs" / killed / "export").exists()
-    runs.finished(processes, **settings)
-    resumed = [event for event in runs.events(killed) if event["event"] == "resumed"]
-    # The kill comes after step 7's line; the save after step 8 may just have been quicker.
-    assert [event["step"] for event in resumed] in ([4], [8])
-    trained = [entry for entry in runs.metrics(killed) if "loss" in entry]
-    assert trained == [entry for entry in runs.metrics(whole) if "loss" in entry]
-    assert [entry["step"] for entry in trained] == list(range(1, 11))
-    checkpoint = Path("checkpoints") / "step-00000010"
-    folders = [runs.folder / "runs" / name for name in (whole, killed)]
-    assert_checkpoints_are_equal(*(folder / checkpoint for folder in folders))
-    weights = [load_file(folder / "export" / "model.safetensors") for folder in folders]
-    assert same(*weights)
-
-
 def test_every_zero_stage_and_number_of_ranks_trains_alike(runs):
     """Same losses within 1e-5 of their size: float32 sums in another order, grown by ten steps."""
     curves, parameters = {}, set()
@@ -125,35 +76,6 @@ def test_every_zero_stage_and_number_of_ranks_trains_alike(runs):
         torch.testing.assert_close(
             curve, expected, rtol=1e-5, atol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
-def test_a_signal_saves_and_ends_well(runs, how):
-    name = f"stopped-{how.name}"
-    settings = dict(name=name, steps=100_000, save_every=0)
-    process = runs.interrupted(step_reached(3), how, **settings)
-    assert process.returncode == 0
-    assert "the same command goes on" in process.stdout.read()
-    *_, saved, stopped = runs.events(name)
-    assert saved["event"] == "saved" and stopped["event"] == "stopped"
-    assert stopped["step"] == saved["step"] and stopped["why"] == how.name
-    runs.finished(**settings | dict(steps=saved["step"] + 1))
-    assert runs.events(name)[-2]["step"] == saved["step"] + 1
-
-
-def test_the_end_of_the_deepspeed_command_alone_saves_and_ends_its_ranks(runs):
-    name = "orphaned"
-    settings = dict(name=name, steps=100_000, save_every=0)
-    # What it printed to goes with it, as with a lost connection.
-    runs.interrupted(
-        step_reached(3), signal.SIGTERM, 2, whole_group=False, **settings
-    ).stdout.close()
-    deadline = time.monotonic() + 60
-    while runs.events(name)[-1]["event"] != "stopped":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert runs.events(name)[-1]["why"] == "the deepspeed command ended"
-    assert runs.events(name)[-2]["event"] == "saved"
 
 
 def test_two_runs_do_not_share_a_folder(runs):
@@ -184,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over(runs):
     runs.finished(name=name, steps=8)
     checkpoints = runs.folder / "runs" / name / "checkpoints"
     victim = max(
-        (checkpoints / "step-00000008").rglob("*.pt"), key=lambda path: path.stat().st_size
+        (checkpoints / "step-00000008").glob("rank-*"), key=lambda path: path.stat().st_size
     )
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1

@@ -19,7 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from retnet.training.compile import Compile
+from retnet.training.norm_limit import install_norm_limit
 from retnet.training.optimizer import OptimizerConfig, Update, build_optimizer
+from retnet.training.pieces import check_engine
 from retnet.training.recompute import ActivationCheckpointing
 from retnet.training.replicated import ReplicatedOptimizer
 from retnet.training.zero_step import install_fused_step
@@ -250,6 +252,9 @@ def start_engine(
     if update is Update.fused and engine_config.stage > 0:
         bucket = engine_config.reduce_bucket_size
         install_fused_step(engine.optimizer, reduce_bucket_size=bucket, **how)
+    elif engine_config.stage > 0:
+        install_norm_limit(engine.optimizer)
+    check_engine(engine)
     return engine
 
 

@@ -51,7 +51,8 @@ class _Piece(NamedTuple):
 
 class FusedStep:
     """Clips and steps a `torch.optim.AdamW`, or leaves everything as it is where the norm of the
-    gradient is not finite: in that step and in all later ones, since the host has not looked.
+    gradient is not finite or above a limit. Without a limit also in all later steps, since the host
+    has not looked.
 
     State lies in the optimizer where torch's own step puts it, so that a checkpoint does not tell
     which of the two took the steps. The numbers are torch's and DeepSpeed's but for the last bit
@@ -74,16 +75,20 @@ class FusedStep:
         self._operator = operator
         self._max_norm = gradient_clipping or float("inf")
         self._shared_out = shared_out
-        self._refused: Tensor | None = None  # 1.0 from the first step that was not finite on
+        self._refused: Tensor | None = None  # 1.0 where no step is to be taken
 
     @torch.no_grad()
-    def __call__(self, groups: list[list[Part]]) -> Tensor:
+    def __call__(self, groups: list[list[Part]], limit: Tensor | None = None) -> Tensor:
         """Takes the step of the parts, listed by the optimizer's groups, and returns the norm
-        before clipping, a float32 scalar on the device. Collective where parts are shared out."""
+        before clipping, a float32 scalar on the device. `limit`: the largest norm that is no
+        mistake, a float64 scalar there. Collective where parts are shared out."""
         norm = self._norm([gradient for parts in groups for part in parts for gradient in part[1]])
         refused = (~norm.isfinite()).float()
-        # Kept for later steps: they would move weights that the report says have not moved.
-        self._refused = refused if self._refused is None else self._refused.maximum(refused)
+        if limit is not None:
+            self._refused = refused.maximum((norm.double() > limit).float())
+        else:
+            # Kept for later steps: they would move weights that the report says have not moved.
+            self._refused = refused if self._refused is None else self._refused.maximum(refused)
         scale = ((norm + 1e-6) / self._max_norm).clamp(min=1.0)  # as DeepSpeed divides
         for settings, parts in zip(self._optimizer.param_groups, groups, strict=True):
             self._update(settings, parts, scale)

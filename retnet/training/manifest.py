@@ -1,21 +1,29 @@
 """What is in a checkpoint: its manifest, and whether the files are still those that it lists.
 
-Plain files and checksums; it knows neither engines nor which checkpoint is the newest.
+Plain files and checksums; it knows neither engines nor which checkpoint is the newest. Nothing that
+is read here is executed, and no name in a manifest leads out of its folder.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 MANIFEST = "manifest.json"
-_NEEDED = {"files", "state", "layout", "extra", "sha256"}
+FORMAT = 2
+"""Of the files beside a manifest; the first, DeepSpeed's own shards, is no longer read."""
+_NEEDED = {"format", "files", "state", "parameters", "layout", "extra", "sha256"}
+_OURS = re.compile(r"rank-\d{5}\.safetensors")
+
+
+def file_of(rank: int) -> str:
+    """The name of what a rank writes into a checkpoint."""
+    return f"rank-{rank:05d}.safetensors"
 
 
 def verify(path: Path, rank: int = 0, world_size: int = 1) -> None:
@@ -26,28 +34,37 @@ def verify(path: Path, rank: int = 0, world_size: int = 1) -> None:
     """
     files = sorted(read_manifest(path)["files"].items())
     for name, expected in files[rank::world_size]:
-        file = path / name
-        if not file.is_file():
-            raise RuntimeError(f"{file} is missing; its manifest lists {expected['bytes']} bytes.")
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            raise RuntimeError(
-                f"{file} has {size} bytes; its manifest says {expected['bytes']} bytes."
-            )
-        checksum = _checksum(file)
-        if checksum != expected["sha256"]:
-            raise RuntimeError(
-                f"{file} has the SHA-256 {checksum}; its manifest says {expected['sha256']}."
-            )
+        verify_file(path / name, expected)
+
+
+def verify_file(file: Path, expected: dict[str, Any]) -> None:
+    """Reads a file and compares it with what was written, {"bytes", "sha256"}; RuntimeError with
+    both where they differ."""
+    if not file.is_file():
+        raise RuntimeError(f"{file} is missing; its manifest lists {expected['bytes']} bytes.")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise RuntimeError(f"{file} has {size} bytes; its manifest says {expected['bytes']} bytes.")
+    checksum = _checksum(file)
+    if checksum != expected["sha256"]:
+        raise RuntimeError(
+            f"{file} has the SHA-256 {checksum}; its manifest says {expected['sha256']}."
+        )
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest of a checkpoint with a checksum of its own; JSON types only."""
+    manifest = {"format": FORMAT, **manifest}
     write_synced(path / MANIFEST, json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; RuntimeError if it is missing or not as it was written."""
+    """The manifest of a checkpoint.
+
+    Raises:
+        RuntimeError: it is missing, not as it was written, or names files that are not ours.
+        ValueError: it is whole, and of another version of this program.
+    """
     file = path / MANIFEST
     if not file.is_file():
         raise RuntimeError(f"{file} is missing; the checkpoint was never finished.")
@@ -55,27 +72,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_bytes())
     except ValueError as error:
         raise RuntimeError(f"{file} is not valid JSON: {error}.") from error
-    missing = _NEEDED - set(manifest)
-    if missing:
-        raise RuntimeError(f"{file} lacks {sorted(missing)}.")
+    if not isinstance(manifest, dict) or "sha256" not in manifest:
+        raise RuntimeError(f"{file} lacks its own checksum.")
     expected, found = manifest.pop("sha256"), _digest(manifest)
     if found != expected:
         raise RuntimeError(f"{file} has the SHA-256 {found}; it says itself {expected}.")
+    if (version := manifest.get("format", 1)) != FORMAT:
+        raise ValueError(
+            f"{path} has the format {version}, of another version of this program, and this one "
+            f"reads {FORMAT}; finish the run with the version that began it, or start under "
+            "another name."
+        )
+    missing = _NEEDED - {"sha256"} - set(manifest)
+    if missing:
+        raise RuntimeError(f"{file} lacks {sorted(missing)}.")
+    strangers = [name for name in manifest["files"] if not _OURS.fullmatch(name)]
+    if strangers:
+        raise RuntimeError(f"{file} lists {strangers[0]!r}, which is no file of a checkpoint.")
     return manifest
-
-
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Syncs every file below `folder` and lists its size and checksum, shared among the ranks."""
-    dist.barrier()
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    mine = {}
-    for name in names[dist.get_rank() :: dist.get_world_size()]:
-        sync(folder / name)
-        size = (folder / name).stat().st_size
-        mine[name] = {"bytes": size, "sha256": _checksum(folder / name)}
-    parts: list[dict[str, dict[str, Any]]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return {name: entry for part in parts for name, entry in sorted(part.items())}
 
 
 def _digest(manifest: dict[str, Any]) -> str:

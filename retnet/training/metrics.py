@@ -4,9 +4,7 @@ The JSON lines are the truth; the console and wandb are views that may be off. R
 on other ranks every method does nothing. It measures nothing: every value comes from the caller.
 """
 
-import json
 import logging
-import math
 import netrc
 import os
 import uuid
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from retnet.training.console import Console
+from retnet.training.lines import LineFile, read_lines, truncate_after
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +68,21 @@ class Metrics:
         resolved_config: dict[str, Any],
         rank: int,
     ) -> None:
-        """Opens the files in `folder`; call `resume_at` before the first `log`."""
+        """Opens the files in `folder`; call `resume_at` before the first `log`. ValueError where
+        nothing can be written there."""
         self._speaks = rank == 0
         if not self._speaks:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._metrics = (folder / "metrics.jsonl").open("a")
-        self._events = (folder / "events.jsonl").open("a")
+        self._folder, self._troubled = folder, False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._metrics = LineFile(folder / "metrics.jsonl")
+            self._events = LineFile(folder / "events.jsonl")
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be written ({error.strerror}): a run keeps its record and its "
+                "checkpoints there; make room or rights, or start elsewhere."
+            ) from error
         self._console = Console(console, total_steps=total_steps, run_name=run_name)
         self._wandb = open_wandb(folder, config, run_name, resolved_config)
 
@@ -86,7 +92,7 @@ class Metrics:
             return
         self._metrics.close()
         truncate_after(self._folder / "metrics.jsonl", step)
-        self._metrics = (self._folder / "metrics.jsonl").open("a")
+        self._metrics = LineFile(self._folder / "metrics.jsonl")
         self._console.start(step)
 
     def log(self, step: int, values: dict[str, Value]) -> None:
@@ -94,8 +100,7 @@ class Metrics:
         becomes null, because JSON has no other word for it."""
         if not self._speaks:
             return
-        self._metrics.write(_line({"step": step, **values}))
-        self._metrics.flush()
+        self._note(self._metrics.add({"step": step, **values}))
         self._console.show(step, values)
         if self._wandb is not None:
             self._wandb.log({"step": step, **values})
@@ -105,10 +110,8 @@ class Metrics:
         events are few, and one marks every checkpoint."""
         if not self._speaks:
             return
-        self._events.write(_line({"time": _now(), "event": kind, **fields}))
-        for file in (self._events, self._metrics):
-            file.flush()
-            os.fsync(file.fileno())
+        failed = self._events.add({"time": _now(), "event": kind, **fields}, sync=True)
+        self._note(self._metrics.flush(sync=True) or failed)
 
     def has_event(self, kind: str, step: int) -> bool:
         """Whether events.jsonl says that this happened at that step; False on silent ranks."""
@@ -121,6 +124,15 @@ class Metrics:
         """Prints a line above the live display."""
         if self._speaks:
             self._console.say(text)
+
+    def _note(self, error: OSError | None) -> None:
+        """Says once that lines wait for a disk that takes none, and once that they are written."""
+        if error is not None and not self._troubled:
+            self.say(f"{self._folder} takes no lines ({error.strerror}): they wait in memory")
+        waiting = self._metrics.waiting + self._events.waiting
+        if error is None and self._troubled and not waiting:
+            self.say(f"{self._folder} takes lines again, and has those that waited")
+        self._troubled = error is not None or (self._troubled and waiting > 0)
 
     def close(self) -> None:
         """Ends the display, the files and wandb's run; harmless twice."""
@@ -198,42 +210,6 @@ def is_logged_in() -> bool:
         return file.is_file() and netrc.netrc(file).authenticators(host) is not None
     except netrc.NetrcParseError:
         return False
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a torn last line is left out.
-
-    Raises:
-        RuntimeError: another line is no JSON.
-    """
-    lines = file.read_bytes().split(b"\n") if file.exists() else []
-    # A line counts when its newline is there: the last piece is empty or torn.
-    objects = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            objects.append(json.loads(line))
-        except ValueError as error:
-            raise RuntimeError(f"{file} line {number} is no JSON: {error}.") from error
-    return objects
-
-
-def truncate_after(file: Path, step: int) -> None:
-    """Keeps the lines up to `step`; the file is replaced whole or left as it is."""
-    kept = [entry for entry in read_lines(file) if entry["step"] <= step]
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w") as stream:
-        stream.writelines(_line(entry) for entry in kept)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-def _line(entry: dict[str, Any]) -> str:
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in entry.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _now() -> str:

@@ -33,6 +33,7 @@ class ReplicatedOptimizer:
         `operator` as in `FusedStep`."""
         self.inner = inner
         self.overflow = False  # DeepSpeed reads it: True says that the step was not taken
+        self.norm_limit: Tensor | None = None  # step.py says it before each step
         self._fused: FusedStep | None = None
         if update is Update.fused:
             self._fused = FusedStep(
@@ -78,10 +79,10 @@ class ReplicatedOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clips and steps, or does nothing where the gradient's norm is not finite. The fused
-        step does not say here which it was: only the device knows."""
+        """Clips and steps, or does nothing where the gradient's norm is not finite or above the
+        limit. The fused step does not say here which it was: only the device knows."""
         if self._fused is not None:
-            self._global_grad_norm = self._fused(self._parts())
+            self._global_grad_norm = self._fused(self._parts(), self.norm_limit)
         else:
             self._stock_step()
         for master in self._masters:
@@ -103,7 +104,9 @@ class ReplicatedOptimizer:
     def _stock_step(self) -> None:
         """As torch does it, with a look at the norm."""
         self._global_grad_norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm)
-        self.overflow = not bool(torch.isfinite(self._global_grad_norm))
+        norm = self._global_grad_norm.double()
+        good = norm.isfinite() if self.norm_limit is None else norm <= self.norm_limit
+        self.overflow = not bool(good)
         if not self.overflow:
             self.inner.step()
             lower = [

@@ -1,10 +1,10 @@
-"""Where a run stands: four plain values that are stored with every checkpoint.
+"""Where a run stands: plain values that are stored with every checkpoint.
 
 Everything else that is random or ordered is a pure function of the seed and these, so nothing
 else has to be stored. It is not the weights and not the optimizer: those are the engine's.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -20,6 +20,14 @@ class TrainState:
     """Targets that counted in the loss, over all ranks."""
     data_fingerprint: str = ""
     """What the data was, so that a run does not go on with other data unnoticed."""
+    rollbacks: int = 0
+    """How often the run went back to an older checkpoint and on with later data."""
+    skipped: int = 0
+    """Steps that were refused; of `step` all the same."""
+    strikes: list[int] = field(default_factory=list)
+    """The steps of late that were refused."""
+    recent: dict[str, list[float]] = field(default_factory=dict)
+    """The losses and gradient norms that the next step's are judged by, oldest first."""
 
     def as_dict(self) -> dict[str, Any]:
         """The values as JSON types."""
@@ -28,7 +36,7 @@ class TrainState:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainState":
         """The inverse of `as_dict`; RuntimeError where a value is missing or unknown."""
-        expected = {field.name for field in fields(cls)}
+        expected = {each.name for each in fields(cls)}
         if set(values) != expected:
             raise RuntimeError(
                 f"the stored training state has the values {sorted(values)}, "

@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from retnet.training.norm_limit import norm_of
+from retnet.training.stability import Limits, Stability
+
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
@@ -46,6 +49,10 @@ class StepResult:
     """Targets that counted, over all ranks."""
     skipped: bool = False
     """float16 only: the gradient overflowed, the loss scale was lowered, no weight moved."""
+    refused: str | None = None
+    """With a `Stability`: why no weight moved, in words."""
+    finite: bool = True
+    """Whether its loss and gradient were; a refused one may have been far too large."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,10 @@ class QueuedStep:
     """Of the run."""
     micro_batches: list[dict[str, Tensor]]
     """On the device: what finds the bad gradient, if there is one."""
+    mean: Tensor | None = None
+    """Over all ranks, the loss that was judged by `limits`; float64 scalar on the device."""
+    limits: Limits | None = None
+    """What the step was judged by; None: by whether it was finite alone."""
 
 
 def train_step(
@@ -78,13 +89,15 @@ def train_step(
     learning_rate: float,
     seed: int,
     step: int,
+    stability: Stability | None = None,
 ) -> QueuedStep:
     """Queues the step that follows `step` steps already taken (0 for the first); collective.
 
     Each micro-batch is the module's keyword arguments, `shift_labels` among them. The module adds
     up its token losses and divides by `num_items_in_batch` (a float32 scalar). With the fused
     update the host waits for nothing; a gradient that is not finite then moves no weight, moment
-    or counter on any rank, neither in this step nor in any later one of this engine.
+    or counter on any rank, neither in this step nor, without `stability`, in any later one of this
+    engine. With it a step is refused too where its loss or norm is above the limits.
     """
     _check_accumulation(engine, micro_batches)
     micro_batches = [to_device(batch, engine.device) for batch in micro_batches]
@@ -92,23 +105,48 @@ def train_step(
     targets = targets.sum()
     dist.all_reduce(targets)
     num_items = _num_items(targets, len(micro_batches))
+    limits = stability.limits() if stability is not None else None
+    mean = None
+    engine.optimizer.norm_limit = limits.norm if limits is not None else None
     seed_step(seed, step)
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for batch in micro_batches:
+        last = batch is micro_batches[-1]
         loss = engine(**batch, num_items_in_batch=num_items).loss
         total += loss.detach()
-        # Times exactly one where the loss is finite. Where it is not, the gradient becomes nan on
+        if limits is None:
+            gate = 1.0 + 0.0 * loss.detach()
+        elif last:
+            mean, gate = _judge(total, len(micro_batches), limits.loss, loss.dtype)
+        else:
+            gate = 1.0
+        # Times exactly one where the loss is good. Where it is not, the gradient becomes nan on
         # this rank and so, once reduced, on all: every stage then refuses the step by itself, and
         # the host need not look at the loss before the update.
-        engine.backward(loss * (1.0 + 0.0 * loss.detach()))
-        if batch is not micro_batches[-1]:
+        engine.backward(loss * gate)
+        if not last:
             engine.step()
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     engine.step()
-    norm = torch.as_tensor(engine.get_global_grad_norm(), device=engine.device)
+    norm = norm_of(engine)
+    if stability is not None:
+        stability.add(mean, norm)
     skipped = not engine.was_step_applied()
-    return QueuedStep(total, norm, targets, skipped, step, learning_rate, seed, micro_batches)
+    given = (skipped, step, learning_rate, seed, micro_batches)
+    return QueuedStep(total, norm, targets, *given, mean, limits)
+
+
+def _judge(
+    total: Tensor, micro_batches: int, limit: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The step's loss over all ranks, and one, or nan where it must not be trained on. Queued,
+    as everything here: a wait for the ranks' forward passes, not for the host."""
+    mean = total.clone()
+    dist.all_reduce(mean)
+    mean /= micro_batches * dist.get_world_size()
+    good = mean.isfinite() & (mean <= limit)
+    return mean, torch.where(good, 1.0, math.nan).to(dtype)
 
 
 def read_steps(engine: DeepSpeedEngine, queued: list[QueuedStep]) -> list[StepResult]:
@@ -117,28 +155,69 @@ def read_steps(engine: DeepSpeedEngine, queued: list[QueuedStep]) -> list[StepRe
     `queued` are all steps since the last reading, in order.
 
     Raises:
-        NonFiniteError: on every rank, with the weights as they were before the bad step.
+        NonFiniteError: without a `Stability`; on every rank, with the weights as they were before
+            the bad step.
     """
     if not queued:
         return []
-    mine = torch.stack(
-        [torch.stack([q.loss, q.grad_norm.double(), q.targets.double()]) for q in queued]
-    )
+    mine = torch.stack([_numbers(step) for step in queued])
     by_rank = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(by_rank, mine)
-    numbers = torch.stack(by_rank, dim=1).tolist()  # by step, by rank: loss, norm, targets
+    numbers = torch.stack(by_rank, dim=1).tolist()  # by step, by rank
     results = []
     for step, ranks in zip(queued, numbers, strict=True):
-        losses = [loss for loss, _, _ in ranks]
-        _, norm, targets = ranks[0]
+        losses = [rank[0] for rank in ranks]
+        _, norm, targets, *judged = ranks[0]
+        mean = sum(losses) / (len(losses) * len(step.micro_batches))
+        overflow = step.skipped and engine.fp16_enabled() and math.isfinite(mean)
+        if step.limits is not None:
+            why, finite = _words(losses, norm, *judged)
+            if overflow and not math.isfinite(norm):
+                why = None
+            results.append(StepResult(mean, norm, int(targets), overflow and not why, why, finite))
+            continue
         for rank, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise NonFiniteError(step.step, f"the loss on rank {rank} is {loss}")
-        if not step.skipped or not engine.fp16_enabled():
+        if not overflow:
             _check_gradient(engine, step, norm)
-        mean = sum(losses) / (len(losses) * len(step.micro_batches))
         results.append(StepResult(mean, norm, int(targets), step.skipped))
     return results
+
+
+def _numbers(step: QueuedStep) -> Tensor:
+    """[3 or 8] float64: all that a step left on the device."""
+    numbers = [step.loss, step.grad_norm.double(), step.targets.double()]
+    if step.limits is not None:
+        numbers += [step.mean, *step.limits]
+    else:
+        numbers += [torch.zeros_like(step.loss)] * (1 + len(Limits._fields))
+    return torch.stack(numbers)
+
+
+def _words(
+    losses: list[float],
+    norm: float,
+    mean: float,
+    loss_limit: float,
+    loss_median: float,
+    norm_limit: float,
+    norm_median: float,
+) -> tuple[str | None, bool]:
+    """Why a step was refused, None where it was not, and whether it was finite. The comparisons are
+    the device's own, of the same numbers."""
+    for rank, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            return f"the loss on rank {rank} is {loss}", False
+    if not mean <= loss_limit:
+        usual = f"(median {loss_median:.4g})"
+        return f"the loss {mean:.4g} is above {loss_limit:.4g} {usual}", True
+    if not math.isfinite(norm):
+        return "the loss is finite and the gradient is not", False
+    if norm > norm_limit:
+        usual = f"(median {norm_median:.4g})"
+        return f"the gradient's norm {norm:.4g} is above {norm_limit:.4g} {usual}", True
+    return None, True
 
 
 def _num_items(targets: Tensor, micro_batches: int) -> Tensor:
@@ -152,7 +231,7 @@ def _check_gradient(engine: DeepSpeedEngine, queued: QueuedStep, norm: float) ->
     if math.isfinite(norm) and not queued.skipped:
         return
     seed_step(queued.seed, queued.step)
-    where = _find_bad_gradients(engine, queued)
+    where = find_bad_gradients(engine, queued)
     raise NonFiniteError(queued.step, f"the loss is finite and the gradient is not{where}")
 
 
@@ -174,7 +253,7 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)  # torch takes 63 bits
 
 
-def _find_bad_gradients(engine: DeepSpeedEngine, queued: QueuedStep) -> str:
+def find_bad_gradients(engine: DeepSpeedEngine, queued: QueuedStep) -> str:
     """Says which rank's gradient is bad, by doing the step's backward passes again; collective.
 
     Once reduced, a gradient no longer tells where it came from, and looking at every gradient of

@@ -1,6 +1,6 @@
 """The steps that are queued and that nobody has read: what keeps the loop from waiting for the
-device at every step. Reading moves the run's token count and tells what went wrong; it changes no
-weight, and when to read is the loop's business.
+device at every step. Reading moves the run's token count and tells what went wrong, a refused step
+as an event; it changes no weight, and when to read is the loop's business.
 """
 
 from __future__ import annotations
@@ -8,8 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from retnet.training.metrics import Metrics
+from retnet.training.stability import Mode, Stability, StabilityConfig, strikes_within
 from retnet.training.state import TrainState
-from retnet.training.step import NonFiniteError, QueuedStep, StepResult, read_steps
+from retnet.training.step import (
+    NonFiniteError,
+    QueuedStep,
+    StepResult,
+    find_bad_gradients,
+    read_steps,
+)
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -19,13 +26,22 @@ MAX_UNREAD = 64
 
 
 class UnreadSteps:
-    """The steps since the last reading, in order."""
+    """The steps since the last reading, in order, and what they are judged by."""
 
-    def __init__(self, engine: DeepSpeedEngine, metrics: Metrics) -> None:
+    def __init__(self, engine: DeepSpeedEngine, metrics: Metrics, config: StabilityConfig) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._config = config
         self._queued: list[QueuedStep] = []
         self._last: tuple[QueuedStep, StepResult] | None = None
+        self.stability: Stability | None = None
+        """Given to each step; None with stability.mode=off."""
+
+    def begin(self, state: TrainState) -> None:
+        """From `state` on; forgets what was read before."""
+        self._queued, self._last = [], None
+        if self._config.mode is not Mode.off:
+            self.stability = Stability(self._config, self._engine.device, state.recent)
 
     def add(self, queued: QueuedStep, state: TrainState) -> None:
         """Keeps a step for the next reading; reads at once where the step was skipped, or where
@@ -35,26 +51,52 @@ class UnreadSteps:
             self.read(state)
 
     def read(self, state: TrainState) -> dict[str, float]:
-        """Waits for the steps, counts their tokens in `state`, and returns what is worth logging
-        of the last step ({} before the first). Collective.
+        """Waits for the steps, counts them in `state`, and returns what is worth logging of the
+        last one ({} before the first). Collective.
 
         Raises:
-            NonFiniteError: one was bad; the event is written, no weight has moved since.
+            NonFiniteError: one was bad, or with stability.mode=skip too many were; the event is
+                written, no weight has moved since.
         """
         try:
             results = read_steps(self._engine, self._queued)
+            for queued, result in zip(self._queued, results, strict=True):
+                state.tokens += result.tokens
+                if result.skipped or result.refused:
+                    self._refused(queued, result, state)
+                self._last = queued, result
         except NonFiniteError as error:
             self._metrics.event("diverged", step=error.step, why=str(error))
             raise
-        for queued, result in zip(self._queued, results, strict=True):
-            state.tokens += result.tokens
-            if result.skipped:
-                why = "float16 overflow; the loss scale was lowered"
-                self._metrics.event("skipped", step=queued.step, why=why)
-            self._last = queued, result
         self._queued.clear()
+        if self.stability is not None:
+            state.recent = self.stability.recent()
         if self._last is None:
             return {}
         queued, result = self._last
         measured = {"loss": result.loss, "grad_norm": result.grad_norm}
+        if state.skipped:
+            measured["skipped_steps"] = state.skipped
         return {"tokens": state.tokens, "learning_rate": queued.learning_rate} | measured
+
+    def _refused(self, queued: QueuedStep, result: StepResult, state: TrainState) -> None:
+        """Counts and tells of a step that moved no weight."""
+        if result.refused is None:
+            why = "float16 overflow; the loss scale was lowered"
+            self._metrics.event("skipped", step=queued.step, why=why)
+            return
+        state.skipped += 1
+        numbers = {"loss": result.loss, "grad_norm": result.grad_norm, "count": state.skipped}
+        self._metrics.event("skipped", step=queued.step, why=result.refused, **numbers)
+        self._metrics.say(f"step {queued.step + 1} is skipped: {result.refused}")
+        config, rolls = self._config, self._config.mode is Mode.rollback
+        if rolls or not result.finite:
+            struck = strikes_within(state.strikes, queued.step, config.window)
+            state.strikes = [*struck, queued.step]
+        if not rolls and not result.finite and len(state.strikes) >= config.strikes:
+            where = find_bad_gradients(self._engine, queued) if "gradient" in result.refused else ""
+            raise NonFiniteError(
+                queued.step,
+                f"{result.refused}{where}, such steps: {len(state.strikes)} of the last "
+                f"{config.window} (stability.strikes={config.strikes})",
+            )

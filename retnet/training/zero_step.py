@@ -97,6 +97,7 @@ class _ZeroStep(ABC):
     def __init__(self, zero: Any, fused: FusedStep) -> None:
         self._zero = zero
         self._fused = fused
+        zero.norm_limit = None  # step.py says it before each step
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -109,7 +110,7 @@ class _ZeroStep(ABC):
             [Part(master, self._gradients(index), weights[index][dist.get_rank(groups[index])])]
             for index, master in enumerate(getattr(zero, self.masters))
         ]
-        zero._global_grad_norm = self._fused(parts)
+        zero._global_grad_norm = self._fused(parts, zero.norm_limit)
         zero.overflow = False  # whether it was refused only the device knows
         zero._lazy_init_hp_params_optimizer_state()  # after the first step there is a state
         self._drop_gradients()

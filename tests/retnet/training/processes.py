@@ -12,13 +12,16 @@ import torch
 from tests import forked
 
 
-def start(scenario: str, world_size: int, folder: Path, **arguments: Any) -> list[forked.Forked]:
-    """One process per rank, running `scenario` of workers.py; they meet over gloo."""
+def start(
+    scenario: str, world_size: int, folder: Path, *, module: str = "workers", **arguments: Any
+) -> list[forked.Forked]:
+    """One process per rank, running `scenario` of a module beside this; they meet over gloo."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["-m", "tests.retnet.training.workers", scenario, str(folder), json.dumps(arguments)]
+    module = f"tests.retnet.training.{module}"
+    command = ["-m", module, scenario, str(folder), json.dumps(arguments)]
     processes = []
     for rank in range(world_size):
         environment = os.environ | {

@@ -17,6 +17,7 @@ from retnet.training.metrics import (
     read_lines,
 )
 from tests import forked
+from tests.small_disk import fill
 
 OFF = LoggingConfig(wandb=WandbMode.off)
 
@@ -84,6 +85,32 @@ def test_events_are_only_ever_added(tmp_path: Path) -> None:
             metrics.resume_at(step)
             metrics.event("resumed", step=step)
     assert [line["step"] for line in read_lines(tmp_path / "events.jsonl")] == [0, 4, 2]
+
+
+def test_a_full_disk_loses_no_line_and_is_told_of_once(small_disk: Path) -> None:
+    console = io.StringIO()
+    with _open(small_disk / "run", console=console) as metrics:
+        metrics.resume_at(0)
+        metrics.log(1, {"loss": 1.0})
+        fill(small_disk / "ballast")
+        for step in range(2, 400):  # more than is left of the last page
+            metrics.log(step, {"loss": 1.0})
+        metrics.event("save_failed", step=399)
+        (small_disk / "ballast").unlink()
+        metrics.event("saved", step=400)
+        metrics.log(400, {"loss": 1.0})
+    lines = read_lines(small_disk / "run/metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 401))
+    events = [line["event"] for line in read_lines(small_disk / "run/events.jsonl")]
+    assert events == ["save_failed", "saved"]
+    assert console.getvalue().count("takes no lines (No space left on device)") == 1
+    assert console.getvalue().count("takes lines again") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file/run cannot be written .* make room or rights"):
+        _open(tmp_path / "file" / "run")
 
 
 def test_other_ranks_leave_no_trace(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from retnet.training.metrics import LoggingConfig, Metrics, WandbMode
+from retnet.training.stability import Mode, StabilityConfig
 from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, QueuedStep
 from retnet.training.unread import MAX_UNREAD, UnreadSteps
@@ -32,7 +33,8 @@ def unread(tmp_path: Path) -> UnreadSteps:
     """Of a float16 engine; its events lie in `tmp_path`."""
     config = LoggingConfig(wandb=WandbMode.off)
     said = {"console": io.StringIO(), "total_steps": 9, "run_name": "run", "resolved_config": {}}
-    return UnreadSteps(ENGINE, Metrics(tmp_path, config, rank=0, **said))
+    metrics = Metrics(tmp_path, config, rank=0, **said)
+    return UnreadSteps(ENGINE, metrics, StabilityConfig(mode=Mode.off))
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:

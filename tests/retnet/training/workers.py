@@ -7,7 +7,6 @@ engines, because starting a process costs more than all of them.
 import gc
 import json
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ from torch import Tensor
 
 import retnet
 from retnet.kernels import KernelsConfig, select_kernels
-from retnet.training.checkpoint import load_checkpoint, save_checkpoint
+from retnet.training.checkpoint import load_checkpoint
 from retnet.training.engine import EngineConfig, Precision, gather_weights, start_engine
 from retnet.training.evaluate import evaluate
 from retnet.training.optimizer import OptimizerConfig, Update
+from retnet.training.saver import CheckpointConfig, Saver
 from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, StepResult, read_steps, train_step
 from tests.retnet.training.looks import Looks
 from tests.retnet.training.small_model import (
     Skipping,
-    SmallModel,
     Spoiled,
     global_batch,
     make_model,
@@ -50,14 +49,15 @@ def start(
     dtype: Precision,
     accumulation: int,
     update: Update = Update.fused,
+    rows: int = ROWS,
 ) -> deepspeed.DeepSpeedEngine:
-    """An engine over `ROWS` rows a step."""
+    """An engine over `rows` rows a step."""
     return start_engine(
         module,
         replace(OPTIMIZER, update=update),
         EngineConfig(stage=stage, dtype=dtype, offload_optimizer=offload),
-        global_batch_size=ROWS,
-        micro_batch_size=ROWS // dist.get_world_size() // accumulation,
+        global_batch_size=rows,
+        micro_batch_size=rows // dist.get_world_size() // accumulation,
         device=torch.device("cpu"),
     )
 
@@ -123,7 +123,7 @@ def updates(folder: Path) -> dict[Any, Any]:
                 engine = start(make_model(Skipping), stage, False, dtype, accumulation, update)
                 key = (dtype.name, stage, accumulation, update.name)
                 found[key] = [take_steps(engine, 0, 4), gather_weights(engine), moments(engine)]
-                save_checkpoint(engine, TrainState(step=4), folder / str(key), {})
+                save(engine, TrainState(step=4), folder / str(key))
                 with Looks() as looks:
                     train_step(engine, rows_of(engine, 4), learning_rate=0.1, seed=5, step=4)
                 found[*key, "looks"] = looks.found
@@ -162,36 +162,9 @@ def bad_steps(folder: Path) -> dict[Any, Any]:
     return found
 
 
-def resumed(folder: Path) -> dict[Any, Any]:
-    """Six steps at once, against three, a checkpoint, a new engine and three more; with dropout."""
-    found = {}
-    for dtype in DTYPES:
-        for stage, offload in LAYOUTS:
-            run = folder / f"{dtype.name}-{stage}-{offload}"
-            state = TrainState(step=3, position=24, tokens=240, data_fingerprint="f")
-            engine = start(make_model(dropout=0.1), stage, offload, dtype, 2)
-            take_steps(engine, 0, 3)
-            save_checkpoint(engine, state, run, {"a": 1}, {"cursors": [1, 2]})
-            straight = take_steps(engine, 3, 6), gather_weights(engine)
-            engine.destroy()
-            torch.manual_seed(12345)
-            engine = start(SmallModel(dropout=0.1), stage, offload, dtype, 2)
-            engine.optimizer.param_groups[0]["weight_decay"] = 0.7
-            load_checkpoint(engine, run)
-            decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-            engine.destroy()
-            engine = start(SmallModel(dropout=0.1), stage, offload, dtype, 2)
-            loaded = load_checkpoint(engine, run)
-            again = take_steps(engine, 3, 6), gather_weights(engine)
-            engine.destroy()
-            found[dtype.name, stage, offload] = {
-                "straight": straight,
-                "again": again,
-                "loaded": loaded,
-                "state": state,
-                "decays": decays,
-            }
-    return found
+def save(engine: deepspeed.DeepSpeedEngine, state: TrainState, folder: Path) -> None:
+    """A checkpoint in `folder`, and its end waited for."""
+    Saver(engine, folder, CheckpointConfig(), {}, patience=60).save(state, {}, wait=True)
 
 
 def evaluated(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
@@ -244,57 +217,18 @@ def built_in_shards(folder: Path, models: dict[str, list[Any]]) -> dict[str, Any
     return found
 
 
-def saved(folder: Path, steps: list[int], keep_last: int) -> list[str]:
-    """Checkpoints of the given steps, one after the other; what is left of them."""
-    engine = start(make_model(), 1, False, Precision.float32, 1)
-    for step in steps:
-        take_steps(engine, step - 1, step)
-        save_checkpoint(engine, TrainState(step=step), folder / "checkpoints", {}, {}, keep_last)
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
-
-
-def loaded(folder: Path, runs: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """What loading from each run folder in the ZeRO stage given gives: the state and what was
-    passed over, or the error, and whether a weight moved."""
-    found = {}
-    for run, stage in runs.items():
-        engine = start(make_model(), stage, False, Precision.float32, 1)
-        before = gather_weights(engine)
-        result: dict[str, Any] = {"loaded": None, "error": None}
-        try:
-            result["loaded"] = load_checkpoint(engine, Path(run) / "checkpoints")
-        except (ValueError, RuntimeError) as error:
-            result["error"] = f"{type(error).__name__}: {error}"
-        after = gather_weights(engine)
-        result["moved"] = any(
-            not torch.equal(value, after[name]) for name, value in (before or {}).items()
-        )
-        found[run] = result
-        engine.destroy()
-    return found
-
-
-def saving_until_killed(folder: Path) -> None:
-    """Saves steps 1, 2, 3, ... of a model that is large enough to be caught in the act."""
-    module = make_model()
-    module.ballast = torch.nn.Parameter(torch.zeros(4_000_000))
-    engine = start(module, 2, False, Precision.float32, 1)
-    for step in range(1, 1000):
-        save_checkpoint(engine, TrainState(step=step), folder / "checkpoints", {}, {}, 2)
-        time.sleep(0.01)
-
-
-def main() -> None:
-    """Joins the group, runs the scenario named on the command line, stores what it returns."""
+def main(scenarios: dict[str, Any]) -> None:
+    """Joins the group, runs the one of `scenarios` that is named on the command line, stores what
+    it returns."""
     name, folder, arguments = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
     gc.freeze()  # DeepSpeed collects at each start of an engine: seconds over what imports made
     dist.init_process_group("gloo")
-    result = globals()[name](folder, **arguments)
+    result = scenarios[name](folder, **arguments)
     torch.save(result, folder / f"{name}-{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

@@ -1,0 +1,89 @@
+"""How a run ended, as the run itself wrote it down: exit codes get lost on the way from other
+machines, the last line of `events.jsonl` does not.
+
+    python -m launch.ending runs/NAME       says it, and exits with what a scheduler should do
+
+exits with 0 where the run is finished or was stopped by somebody, with 2 or 3 where starting it
+again would end alike, and with 75 (BSD's "try again") where the same command would go on.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+AGAIN = 75
+"Exit code, here only: start the same command again."
+FINAL = (0, 2, 3)
+"Exit codes of a run after which another start helps nobody: done, a mistake, diverged."
+# A scheduler's time was up: nobody wants the run to end there.
+OUT_OF_TIME = ("SIGUSR1", "wall clock")
+
+
+class Ending(NamedTuple):
+    """How a run ended."""
+
+    code: int
+    "As its rank 0 would exit: 0 finished or saved, 1 machine, 2 mistake, 3 diverged, 4 hung."
+    why: str
+    "In words."
+    out_of_time: bool = False
+    "Whether it was stopped, saved, because its time was up."
+
+
+def events_written(folder: Path) -> int:
+    """The size of a run's events.jsonl in bytes; 0 where there is none."""
+    try:
+        return (folder / "events.jsonl").stat().st_size
+    except OSError:
+        return 0
+
+
+def how_it_ended(folder: Path, since: int = 0) -> Ending | None:
+    """The ending that a run wrote as its last event, among those after byte `since` of its
+    events.jsonl. None where it wrote none: it still runs, or was killed."""
+    try:
+        with (folder / "events.jsonl").open("rb") as file:
+            file.seek(since)
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:  # a kill may cut the last line
+            continue
+        return _ending(event)
+    return None
+
+
+def _ending(event: dict) -> Ending | None:
+    kind, why = event.get("event"), str(event.get("why") or "")
+    if kind == "finished" or (kind == "resumed" and event.get("step", 0) >= event.get("of", 1e30)):
+        return Ending(0, "it is finished")
+    if kind == "stopped":
+        return Ending(0, f"it was stopped by {why} and is saved", why in OUT_OF_TIME)
+    if kind == "diverged":
+        return Ending(3, why)
+    if kind == "hung":
+        return Ending(4, why or "it hung")
+    if kind == "failed":
+        return Ending(int(event.get("code", 1)), why)
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    """Says how the run of the folder given ended; returns the exit code."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m launch.ending runs/NAME\n")
+        return 2
+    ending = how_it_ended(Path(arguments[0]))
+    if ending is None:
+        sys.stdout.write(f"{arguments[0]}: it was killed without a word\n")
+        return AGAIN
+    sys.stdout.write(f"{arguments[0]}: code {ending.code}, {ending.why}\n")
+    return ending.code if ending.code in FINAL and not ending.out_of_time else AGAIN
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

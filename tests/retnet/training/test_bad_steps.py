@@ -1,0 +1,46 @@
+"""A bad step is none: on any rank, at any stage, for any fault; and the run goes on beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.retnet.training.processes import run
+from tests.retnet.training.workers import DTYPES, LAYOUTS
+from tests.retnet.training.workers_steps import KINDS
+
+WORDS = {
+    "nan loss": "the loss on rank 1 is nan",
+    "infinite gradient": "the loss is finite and the gradient is not",
+    "loss spike": "the loss ",
+    "norm spike": "the gradient's norm ",
+}
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_bad_step_moves_nothing_and_the_next_one_is_as_if_it_had_not_been(
+    tmp_path: Path,
+) -> None:
+    """Weights, moments and counter to the bit, on both ranks, of which only the last was hit."""
+    ranks = run("refused", 2, tmp_path, module="workers_steps")
+    assert len(ranks[0]) == len(DTYPES) * (len(LAYOUTS) + 3) * len(KINDS)
+    for key in ranks[0]:
+        told = [[result.refused for result in rank[key][0][0]] for rank in ranks]
+        assert told[0] == told[1], key
+        words, finite = told[0][3], ranks[0][key][0][0][3].finite
+        assert words is not None and words.startswith(WORDS[key[-1]]), (key, words)
+        assert finite == ("spike" in key[-1]), key
+        assert told[0][:3] == [None] * 3 and told[0][4] is None, (key, told[0])
+        for rank in ranks:
+            (results, before, after, end, weights), (_, _, _, undisturbed, expected) = rank[key]
+            assert _same(before, after), key
+            assert not _same(after, end) and _same(end, undisturbed), key
+            assert weights is None or _same(weights, expected), key
+
+
+def test_a_judged_step_waits_for_no_device(tmp_path: Path) -> None:
+    for rank in run("unwatched", 2, tmp_path, module="workers_steps"):
+        assert rank == {0: [], 1: [], 2: []}

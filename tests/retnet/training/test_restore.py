@@ -1,0 +1,93 @@
+"""What was saved in any layout is loaded in any other bit by bit, and the same layout goes on as if
+it had never stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.retnet.training.processes import run
+from tests.retnet.training.workers import DTYPES
+from tests.retnet.training.workers_layouts import EVERY_LAYOUT
+
+Seen = dict[Any, dict[str, Any]]
+KINDS = {"master", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks put their checkpoints."""
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[Seen]:
+    """What each of two ranks saw in every layout and dtype."""
+    return run("resumed", 2, folder, module="workers_layouts")
+
+
+def test_resume_is_exact_in_every_layout(ranks: list[Seen]) -> None:
+    """Every loss and norm, and at the end every weight and moment, with dropout."""
+    for rank in ranks:
+        assert len(rank) == len(DTYPES) * len(EVERY_LAYOUT)
+        for key, seen in rank.items():
+            (straight, left), (again, left_again) = seen["straight"], seen["again"]
+            assert again == straight, key
+            assert [name for name in left if not torch.equal(left[name], left_again[name])] == []
+
+
+def test_every_layout_reads_every_other_bit_by_bit(ranks: list[Seen]) -> None:
+    for rank in ranks:
+        for key, seen in rank.items():
+            assert set(seen["loads"]) == set(EVERY_LAYOUT)
+            for made, load in seen["loads"].items():
+                assert load["differing"] == [] and load["stood"], (key, made)
+
+
+def test_every_layout_computes_the_same_from_the_same_checkpoint(ranks: list[Seen]) -> None:
+    """To 1e-6 of the loss: the same numbers, summed in the order of a layout."""
+    for rank in ranks:
+        for (dtype, layout), seen in rank.items():
+            for made, load in seen["loads"].items():
+                expected = rank[dtype, made]["evaluation"]
+                assert load["evaluation"] == pytest.approx(expected, rel=1e-6), (layout, made)
+
+
+def test_the_ranks_together_hold_every_element_once(ranks: list[Seen]) -> None:
+    for key, seen in ranks[0].items():
+        stops = {(kind, name): 0 for kind in KINDS for name in seen["shapes"] if name != "scale"}
+        places = seen["places"] + ranks[1][key]["places"]
+        for kind, name, start, count in sorted(places, key=lambda place: place[2]):
+            assert start == stops[kind, name], (key, kind, name)
+            stops[kind, name] += count
+        for (_, name), stop in stops.items():
+            assert stop == torch.Size(seen["shapes"][name]).numel(), (key, name)
+
+
+def test_what_the_optimizer_is_asked_for_is_not_overwritten(ranks: list[Seen]) -> None:
+    for key, seen in ranks[0].items():
+        assert seen["decays"] == [0.7, 0.0], f"{key}: the saved run's weight decay came back"
+
+
+@pytest.mark.parametrize(("world_size", "dtype"), [(1, "bfloat16"), (3, "float32")])
+def test_other_ranks_in_another_layout_and_dtype_read_the_same(
+    ranks: list[Seen], folder: Path, tmp_path: Path, world_size: int, dtype: str
+) -> None:
+    how = dict(made=str(folder), dtype=dtype)
+    for found in run("elastic", world_size, tmp_path, module="workers_layouts", **how):
+        assert found == {layout: [] for layout in EVERY_LAYOUT}
+
+
+def test_what_does_not_fit_is_refused_before_anything_moves(
+    ranks: list[Seen], folder: Path, tmp_path: Path
+) -> None:
+    found = run("refused", 1, tmp_path, module="workers_layouts", made=str(folder))[0]
+    sentence, moved = found["other model"]
+    assert sentence.startswith("ValueError") and moved == []
+    assert "norms.0.weight has the shape [16] there and has the shape [1] here" in sentence
+    assert "layers.2.weight is missing there and has the shape [2, 2] here, and 1 more" in sentence
+    assert "set model.* and kernels.fused_projections as they were" in sentence
+    sentence, moved = found["less"]
+    assert sentence.startswith("RuntimeError") and moved == []
+    assert "does not hold all of master/" in sentence

@@ -1,0 +1,106 @@
+"""What one rank does in the tests of bad steps: real engines over gloo, no assertions."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retnet.training.engine import gather_weights
+from retnet.training.optimizer import Update
+from retnet.training.pieces import counter, pieces
+from retnet.training.stability import Stability, StabilityConfig
+from retnet.training.step import StepResult, read_steps, train_step
+from tests.retnet.training.looks import Looks
+from tests.retnet.training.small_model import Output, SmallModel, make_model
+from tests.retnet.training.workers import DTYPES, LAYOUTS, RATE, main, rows_of, start
+
+KINDS = ("nan loss", "infinite gradient", "loss spike", "norm spike")
+BAD = 0  # a token that no row of `global_batch` holds
+CONFIG = StabilityConfig(window=8, spike=20.0)
+
+
+class Faulty(SmallModel):
+    """Of the `kind` named where a row begins with the token BAD."""
+
+    kind = ""
+
+    def forward(self, input_ids: Tensor, *args: Tensor, **kwargs: Any) -> Output:
+        """As the model's, and the fault."""
+        loss = super().forward(input_ids, *args, **kwargs).loss
+        if not bool((input_ids[:, 0] == BAD).any()):
+            return Output(loss)
+        weight = self.layers[0].weight.float()
+        nothing = (weight - weight.detach()).sum()  # its value is zero, its slope one
+        faults = {
+            "nan loss": lambda: loss + float("nan"),
+            "infinite gradient": lambda: loss + (nothing**2).sqrt(),
+            "loss spike": lambda: loss + 100.0,
+            "norm spike": lambda: loss + 1e6 * nothing,
+        }
+        return Output(faults[self.kind]())
+
+
+def numbers(engine: Any) -> dict[str, Tensor]:
+    """All that this rank owns, copied: masters, moments and Adam's counter."""
+    found = {piece.key: piece.tensor.clone() for piece in pieces(engine)}
+    return found | {"counter": torch.tensor(counter(engine))}
+
+
+def take(
+    engine: Any, stability: Stability, steps: list[int], spoil: int | None = None
+) -> list[StepResult]:
+    """These steps, read at once; `spoil`: the one whose second row is the last rank's bad one."""
+    queued = []
+    for step in steps:
+        rows = rows_of(engine, step, BAD if step == spoil else None)
+        rate = RATE / (step + 1)
+        queued.append(
+            train_step(engine, rows, learning_rate=rate, seed=5, step=step, stability=stability)
+        )
+    return read_steps(engine, queued)
+
+
+def refused(folder: Path) -> dict[Any, Any]:
+    """Three good steps, a bad one, a good one; and the same without the bad one."""
+    found = {}
+    ways = [(*layout, Update.fused) for layout in LAYOUTS]
+    ways += [(stage, False, Update.stock) for stage in (0, 1, 2)]
+    for dtype in DTYPES:
+        for stage, offload, update in ways:
+            for kind in KINDS:
+                Faulty.kind = kind
+                ends = []
+                for steps in ([0, 1, 2, 3, 4], [0, 1, 2, 4]):
+                    engine = start(make_model(Faulty), stage, offload, dtype, 2, update)
+                    stability = Stability(CONFIG, engine.device, {})
+                    results = take(engine, stability, steps[:3])
+                    before = numbers(engine)
+                    if 3 in steps:
+                        results += take(engine, stability, [3], spoil=3)
+                    after = numbers(engine)
+                    results += take(engine, stability, [4])
+                    ends.append((results, before, after, numbers(engine), gather_weights(engine)))
+                    engine.destroy()
+                found[dtype.name, stage, offload, update.name, kind] = ends
+    return found
+
+
+def unwatched(folder: Path) -> dict[Any, list[str]]:
+    """Where the host looks at a tensor while a judged step is queued, the update being fused."""
+    found = {}
+    for stage in (0, 1, 2):
+        engine = start(make_model(), stage, False, DTYPES[1], 2)
+        stability = Stability(CONFIG, engine.device, {})
+        take(engine, stability, [0, 1, 2])
+        with Looks() as looks:
+            train_step(
+                engine, rows_of(engine, 3), learning_rate=0.1, seed=5, step=3, stability=stability
+            )
+        found[stage] = looks.found
+        engine.destroy()
+    return found
+
+
+if __name__ == "__main__":
+    main(globals())
