@@ -21,16 +21,6 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from assembly import (
-    Run,
-    build,
-    clock,
-    open_copies,
-    open_metrics,
-    open_rows,
-    open_saver,
-    open_watchdog,
-)
 from configs.explain import check_overrides
 from configs.manual import manual
 from configs.schema import Config, plain, write_config
@@ -47,6 +37,16 @@ from launch.stop import Stopped, StopRequest
 from launch.terminal import Terminal, claim_terminal, refuse
 from launch.watchdog import this_process
 from launch.world import Vote, check_shared, join_world, leave_world
+from retnet.assembly import (
+    Run,
+    build,
+    clock,
+    open_copies,
+    open_metrics,
+    open_rows,
+    open_saver,
+    open_watchdog,
+)
 from retnet.models.export import export_model
 from retnet.models.generate import sample
 from retnet.training.checkpoint import load_checkpoint

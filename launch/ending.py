@@ -18,6 +18,9 @@ FINAL = (0, 2, 3)
 "Exit codes of a run after which another start helps nobody: done, a mistake, diverged."
 # A scheduler's time was up: nobody wants the run to end there.
 OUT_OF_TIME = ("SIGUSR1", "wall clock")
+# The machine shut down, the connection or the launcher was lost (launch/stop.py's word for it): all
+# of them faults, for a run that is looked after. Who wants it to end asks who looks after it.
+UNWANTED = ("SIGTERM", "SIGHUP", "the deepspeed command ended")
 
 
 class Ending(NamedTuple):
@@ -29,6 +32,8 @@ class Ending(NamedTuple):
     "In words."
     out_of_time: bool = False
     "Whether it was stopped, saved, because its time was up."
+    unwanted: bool = False
+    "Whether it was stopped, saved, by what is a fault where nobody has asked for it."
 
 
 def events_written(folder: Path) -> int:
@@ -62,7 +67,9 @@ def _ending(event: dict) -> Ending | None:
     if kind == "finished" or (kind == "resumed" and event.get("step", 0) >= event.get("of", 1e30)):
         return Ending(0, "it is finished")
     if kind == "stopped":
-        return Ending(0, f"it was stopped by {why} and is saved", why in OUT_OF_TIME)
+        return Ending(
+            0, f"it was stopped ({why}) and is saved", why in OUT_OF_TIME, why in UNWANTED
+        )
     if kind == "diverged":
         return Ending(3, why)
     if kind == "hung":

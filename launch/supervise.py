@@ -112,6 +112,8 @@ class Supervisor:
         since = events_written(self.options.folder)
         returned = self._start(command)
         ending = how_it_ended(self.options.folder, since) or ending_of(returned)
+        if ending.unwanted and not self.asked:
+            return 1, ending.why, False
         if (
             ending.code == 2
             and left_out

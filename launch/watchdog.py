@@ -45,7 +45,7 @@ class Watchdog:
     def __enter__(self) -> Self:
         if self._limit:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._file.open("w")
+            self._stream = self._file.open("a")  # an earlier session's last words stay
         return self
 
     def begin(self, peers: list[tuple[str, int]]) -> None:
@@ -78,7 +78,8 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
             self._stream.close()
             with suppress(OSError):
-                self._file.unlink()  # it is empty
+                if self._file.stat().st_size == 0:
+                    self._file.unlink()
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._limit / 4)):

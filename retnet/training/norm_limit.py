@@ -53,6 +53,15 @@ def norm_of(engine: DeepSpeedEngine) -> Tensor:
     return torch.as_tensor(norm, device=engine.device)
 
 
+def forget_gradients(engine: DeepSpeedEngine) -> None:
+    """After a refused step: DeepSpeed's stage 2 with offload, where it sums a bfloat16 module's
+    gradients in float32, goes on adding to the sums that it refused."""
+    zero = engine.optimizer
+    if getattr(zero, "cpu_offload", False):
+        for index in list(zero.averaged_gradients):
+            zero.averaged_gradients[index] = None
+
+
 def _above(zero: Any, norm: Tensor | float) -> bool:
     """Whether the norm, times the loss scale, is finite and above the limit; it is kept then. The
     stock updates wait for the device themselves."""

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from retnet.training.norm_limit import norm_of
+from retnet.training.norm_limit import forget_gradients, norm_of
 from retnet.training.stability import Limits, Stability
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def train_step(
     norm = norm_of(engine)
     if stability is not None:
         stability.add(mean, norm)
-    skipped = not engine.was_step_applied()
+    if skipped := not engine.was_step_applied():
+        forget_gradients(engine)
     given = (skipped, step, learning_rate, seed, micro_batches)
     return QueuedStep(total, norm, targets, *given, mean, limits)
 

@@ -1,21 +1,27 @@
-"""A run that is stopped again and again, each time going on with other ranks in another layout,
-trains on the same rows and along the same curve as one that is never stopped."""
+"""A run that goes on again and again, each time with other ranks in another layout, trains on the
+same rows and along the same curve as one that was never cut off."""
 
 import json
-import signal
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.test_run import step_reached
-
 SEEN = str(Path(__file__).with_name("train_seen.py"))
 # 12 rows and 12 streams can be shared out over 1, 2, 3, 4 and 6 ranks.
-RUN = dict(steps=20, global_batch_size=12, micro_batch_size=1, data__streams=12)
+RUN = dict(
+    steps=12,
+    save_every=2,
+    global_batch_size=12,
+    micro_batch_size=1,
+    data__streams=12,
+    logging__sample_tokens=0,
+)
 LAYOUTS = [(1, "zero1"), (2, "zero3"), (4, "zero2"), (3, "offload"), (2, "zero0")]
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
-"Of a loss, relative: sums in another order, grown by twenty steps."
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-4}
+"""Of a loss, relative: sums in another order, grown by twelve steps. Measured: 2e-8 and 6e-6; the
+second is larger because a weight that is rounded the other way is off by 2^-8 of its size."""
 
 
 def rows_by_step(folder: Path, name: str) -> dict[int, list[str]]:
@@ -35,27 +41,30 @@ def rows_by_step(folder: Path, name: str) -> dict[int, list[str]]:
     return found
 
 
+def cut(folder: Path, step: int) -> None:
+    """Takes away what a run that was killed after `step` would not have."""
+    for path in (folder / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ranks_and_layouts_come_and_go(runs, record, dtype, tmp_path):
     watched = replace(runs, folder=tmp_path, script=SEEN)
-    how = RUN | dict(engine__dtype=dtype, logging__sample_tokens=0)
+    how = RUN | dict(engine__dtype=dtype, checkpoint__keep_last=0)
     watched.finished(2, launched=False, name="whole", engine="zero2", **how)
+    expected, rows = watched.losses("whole"), rows_by_step(tmp_path, "whole")
+    assert sorted(rows) == list(range(12)) and all(len(each) == 12 for each in rows.values())
     for number, (ranks, engine) in enumerate(LAYOUTS):
-        settings = dict(name="moving", engine=engine, **how)
-        if number == len(LAYOUTS) - 1:
-            watched.finished(ranks, launched=False, **settings)
-        else:
-            until = step_reached(3 * (number + 1))
-            watched.interrupted(until, signal.SIGTERM, ranks, **settings)
-        event = watched.events("moving")[-1]
-        record(
-            f"goes on with {ranks} ranks, {engine}, {dtype}",
-            event["event"] in ("stopped", "finished"),
-        )
-    expected, losses = watched.losses("whole"), watched.losses("moving")
-    worst = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
-    record(f"the same curve, {dtype}", worst <= TOLERANCE[dtype], f"{worst:.2e}")
-    rows = rows_by_step(tmp_path, "whole")
-    assert sorted(rows) == list(range(20)) and all(len(each) == 12 for each in rows.values())
-    record(f"the same rows, {dtype}", rows_by_step(tmp_path, "moving") == rows)
+        processes = ranks if ranks > 1 else 0
+        watched.finished(processes, launched=False, name="moving", engine=engine, **how)
+        resumed = [event for event in watched.events("moving") if event["event"] == "resumed"]
+        assert [event["step"] for event in resumed] == [2 * leg for leg in range(1, number + 1)]
+        losses = watched.losses("moving")
+        worst = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+        same = rows_by_step(tmp_path, "moving") == rows
+        fault = f"goes on with {ranks} ranks, {engine}, {dtype}"
+        told = f"losses differ by {worst:.1e}, rows are {'' if same else 'not '}the same"
+        record(fault, same and worst <= TOLERANCE[dtype], told)
+        cut(tmp_path / "runs" / "moving", 2 * (number + 1))

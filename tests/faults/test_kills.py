@@ -68,14 +68,33 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(lines, results(folder), seconds)
 
 
+def phase_of(folder: Path, rank: int) -> str:
+    """What a rank is about, in a session before which `phase-*` were removed."""
+    file = folder / f"phase-{rank}"
+    return (file.read_text().strip() if file.exists() else "") or "start-up"
+
+
+def await_moment(
+    ranks: list[forked.Forked], draw: random.Random, folder: Path, whole: Whole
+) -> None:
+    """Returns at a moment to kill, or when all processes have ended: at any time of the session,
+    or soon after something began that takes a small part of it."""
+    aim = draw.choice(["start-up", "load", "save", "step + write", "last save"])
+    delay = draw.uniform(0.0, whole.seconds if aim == "start-up" else 0.3)
+    while phase_of(folder, 0) != aim and any(process.poll() is None for process in ranks):
+        time.sleep(0.001)
+    until = time.monotonic() + delay
+    while time.monotonic() < until and any(process.poll() is None for process in ranks):
+        time.sleep(0.001)
+
+
 def killed(ranks: list[forked.Forked], draw: random.Random, folder: Path) -> str:
     """Kills a rank, or all, and returns what was done, by what was under way."""
     whom = draw.choice([0, 1, None])
     chosen = ranks if whom is None else [ranks[whom]]
     for process in chosen:
         process.kill()
-    file = folder / f"phase-{whom or 0}"
-    phase = file.read_text().strip() if file.exists() and file.stat().st_size else "start-up"
+    phase = phase_of(folder, whom or 0)
     deadline = time.monotonic() + NOTICED
     while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
         time.sleep(0.01)
@@ -116,12 +135,14 @@ def kill_often(
     done, number, pending, judged = 0, 0, [], 0
     while True:
         run = folder / f"run-{number}"
+        for file in run.glob("phase-*"):
+            file.unlink()
         ranks = begin(run)
-        moment = time.monotonic() + draw.uniform(0.0, whole.seconds)
-        while time.monotonic() < moment or done == times:
-            if all(process.poll() is not None for process in ranks):
-                break
-            time.sleep(0.002)
+        if done < times:
+            await_moment(ranks, draw, run, whole)
+        else:
+            for process in ranks:
+                process.communicate(timeout=120)
         finished = all(process.poll() == 0 for process in ranks)
         broken = not finished and any(process.poll() for process in ranks)
         fault = "" if finished or broken else killed(ranks, draw, run)

@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT, Runs
 from tests.faults.network import HEAD, Network, refused
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(bool(why := refused()), reason=f"no hosts of our own: {why}"),
-]
+pytestmark = pytest.mark.long
 # Twelve rows and streams divide over 1, 2 and 3 ranks.
 SETTINGS = {
     "steps": 12,
@@ -33,6 +31,8 @@ SETTINGS = {
 
 @pytest.fixture
 def network(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Network]:
+    if why := refused():
+        pytest.skip(f"no hosts of our own: {why}")
     with Network(tmp_path, request.param) as made:
         yield made
 
@@ -117,3 +117,20 @@ def test_a_run_goes_on_with_the_hosts_that_are_left(
     fine = fine and same_curve(cluster.curve(name), cluster.curve("one"))
     record(f"{fault}, {count} hosts", fine, f"{said}\n{runs.events(name)}")
     assert HEAD not in said and time.monotonic() - lost_at < 300
+
+
+@pytest.mark.parametrize("network", [2], indirect=True)
+def test_a_supervised_run_on_two_hosts_stops_when_it_is_asked(
+    network: Network, runs: Runs, record: Callable[..., None]
+) -> None:
+    """SIGTERM to the supervisor: the ranks on both hosts save and end, and nothing is restarted."""
+    cluster, name = Cluster(network, runs), "asked"
+    process = cluster.start(name, supervised=True, steps=100_000)
+    cluster.wait_for_step(name, 3, process)
+    (supervisor,) = psutil.Process(process.pid).children()  # below `unshare`
+    supervisor.terminate()
+    said, _ = process.communicate(timeout=120)
+    last = runs.events(name)[-1]
+    fine = process.returncode == 0 and last["event"] == "stopped" and "restart" not in said
+    kept = runs.folder / "runs" / name / "checkpoints" / f"step-{last.get('step', 0):08}"
+    record("SIGTERM to the supervisor, 2 hosts", fine and kept.is_dir(), f"{last}\n{said}")

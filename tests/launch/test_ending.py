@@ -21,6 +21,7 @@ ENDINGS = [
     ({"event": "stopped", "step": 4, "why": "SIGTERM"}, 0, 0),
     ({"event": "stopped", "step": 4, "why": "SIGUSR1"}, 0, AGAIN),
     ({"event": "stopped", "step": 4, "why": "wall clock"}, 0, AGAIN),
+    ({"event": "stopped", "step": 4, "why": "the deepspeed command ended"}, 0, 0),
     ({"event": "failed", "code": 2, "why": "no such data"}, 2, 2),
     ({"event": "failed", "code": 3, "why": "not finite"}, 3, 3),
     ({"event": "failed", "code": 1, "why": "a cable"}, 1, AGAIN),

@@ -66,9 +66,14 @@ def supervised(folder: Path, plan: list[dict], *options: str) -> tuple[int, int,
 def test_faults_are_followed_by_another_start_and_the_end_by_none(tmp_path: Path) -> None:
     finished = {"code": 0, "event": {"event": "finished", "step": 9}}
     cable = {"code": 1, "event": {"event": "failed", "code": 1, "why": "a cable"}}
-    plan = [cable, {"code": -9}, {"code": 4}, finished]
+    # saved and left, as where DeepSpeed's command is killed or a machine shuts down
+    left = [
+        {"code": code, "event": {"event": "stopped", "step": 3, "why": why}}
+        for code, why in ((-9, "the deepspeed command ended"), (0, "SIGTERM"))
+    ]
+    plan = [cable, {"code": -9}, {"code": 4}, *left, finished]
     code, starts, said = supervised(tmp_path, plan)
-    assert (code, starts) == (0, 4), said
+    assert (code, starts) == (0, 6), said
     assert "a cable; restart 1 of 10" in said and "killed by SIGKILL; restart 2" in said
 
 
@@ -79,7 +84,8 @@ def test_faults_are_followed_by_another_start_and_the_end_by_none(tmp_path: Path
         ({"code": 3}, 3),
         # through pdsh every code may be another one; what the run wrote is the truth
         ({"code": 1, "event": {"event": "diverged", "step": 3, "why": "nan"}}, 3),
-        ({"code": 1, "event": {"event": "stopped", "step": 3, "why": "SIGTERM"}}, 0),
+        ({"code": 1, "event": {"event": "stopped", "step": 3, "why": "SIGINT"}}, 0),
+        ({"code": 1, "event": {"event": "stopped", "step": 3, "why": "wall clock"}}, 0),
     ],
 )
 def test_what_another_start_would_not_mend_ends_it(act: dict, code: int, tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def exact(folder: Path) -> dict[str, Any]:
 
 def until_killed(folder: Path, last: int) -> int:
     """Loads the newest checkpoint if there is one, as a run does, and saves one after the other up
-    to that of step `last`; it leaves the files `loading` and `saving` as it begins to. Returns the
-    step that it began with."""
+    to that of step `last`; it leaves the files `loading` as it begins to and
+    `saving` in the second save. Returns the step that it began with."""
     engine = start(heavy_model(), 2, False, Precision.float32, 1)
     (folder / "loading").touch()
     found = load_checkpoint(engine, folder / "checkpoints")
@@ -122,7 +122,8 @@ def until_killed(folder: Path, last: int) -> int:
     for step in range(began + 1, last + 1):
         fill_ballast(engine, step)
         one.save(TrainState(step=step), {})
-        (folder / "saving").touch()
+        if step > began + 1:  # the first is whole
+            (folder / "saving").touch()
     one.finish()
     return began
 

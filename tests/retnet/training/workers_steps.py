@@ -62,27 +62,26 @@ def take(
 
 
 def refused(folder: Path) -> dict[Any, Any]:
-    """Three good steps, a bad one, a good one; and the same without the bad one."""
+    """Three good steps, a bad one of each kind, a good one; and the same without the bad ones."""
     found = {}
     ways = [(*layout, Update.fused) for layout in LAYOUTS]
     ways += [(stage, False, Update.stock) for stage in (0, 1, 2)]
     for dtype in DTYPES:
         for stage, offload, update in ways:
-            for kind in KINDS:
-                Faulty.kind = kind
-                ends = []
-                for steps in ([0, 1, 2, 3, 4], [0, 1, 2, 4]):
-                    engine = start(make_model(Faulty), stage, offload, dtype, 2, update)
-                    stability = Stability(CONFIG, engine.device, {})
-                    results = take(engine, stability, steps[:3])
-                    before = numbers(engine)
-                    if 3 in steps:
-                        results += take(engine, stability, [3], spoil=3)
-                    after = numbers(engine)
-                    results += take(engine, stability, [4])
-                    ends.append((results, before, after, numbers(engine), gather_weights(engine)))
-                    engine.destroy()
-                found[dtype.name, stage, offload, update.name, kind] = ends
+            ends = []
+            for kinds in (KINDS, ()):
+                engine = start(make_model(Faulty), stage, offload, dtype, 2, update)
+                stability = Stability(CONFIG, engine.device, {})
+                results = take(engine, stability, [0, 1, 2])
+                seen = [numbers(engine)]
+                for kind in kinds:
+                    Faulty.kind = kind
+                    results += take(engine, stability, [3], spoil=3)
+                    seen.append(numbers(engine))
+                results += take(engine, stability, [4])
+                ends.append((results, seen, numbers(engine), gather_weights(engine)))
+                engine.destroy()
+            found[dtype.name, stage, offload, update.name] = ends
     return found
 
 

@@ -137,7 +137,8 @@ def open_copies(config: Config, world: World) -> Copies | None:
 
 def open_saver(config: Config, engine: DeepSpeedEngine, copies: Copies | None) -> Saver:
     """What writes the run's checkpoints."""
-    patience = config.limits.hang or PATIENCE.total_seconds()
+    # Half: a file that never came costs the save, before the watchdog takes it for a hang.
+    patience = (config.limits.hang or PATIENCE.total_seconds()) / 2
     folder, resolved = config.folder / "checkpoints", as_dict(config)
     return Saver(engine, folder, config.checkpoint, resolved, patience=patience, copies=copies)
 
