@@ -261,7 +261,7 @@ def finish(run: Run, state: TrainState) -> bool:
     bits = scores[f"val/{first.name}/bits_per_byte"]
     say("\n".join(compare(bits, first.texts, loader.tokenizer)))
     say(f"Finished at step {state.step}.")
-    say(f"  loss curve      {loss_curve(config.folder)}")
+    say(f"  loss curve      {loss_curve(config.folder) or 'none: no step was logged'}")
     say(f"  exported model  {export}")
     say(f"  to go on        the same command with steps={2 * state.step}")
     return True

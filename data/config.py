@@ -205,6 +205,11 @@ class DataConfig(SourceConfig):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"data.sources and data.validation_sets name {twice[0]} twice")
+        if "held_out" in names:
+            raise ValueError(
+                "data.sources or data.validation_sets name one held_out, which is what a single "
+                "source holds out of training: give it another name"
+            )
         if not self.sources:
             if self.kind is SourceKind.mixture:
                 raise ValueError(

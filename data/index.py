@@ -114,7 +114,7 @@ class Index:
             )
             made._check(content["documents"])
             return made
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"data.path={address}: {NAME} is no index of {FORMAT} version {VERSION} ({error}): "
                 "prepare the data again, with this version of python -m data.prepare"
@@ -135,7 +135,14 @@ class Index:
         if not all(re.fullmatch("[0-9a-f]{32}", digest) for digest in digests):
             raise ValueError("a checksum is none")
         numbers = [n for shard in self.shards for n in (shard.size, shard.documents, shard.tokens)]
-        numbers += self.layout.coarse.tolist()
+        fine = self.layout.coarse if self.layout.fine is None else self.layout.fine
+        numbers += self.layout.coarse.tolist() + fine.tolist() + [self.rules["longest_document"]]
+        if int(fine.sum()) != documents:
+            raise ValueError("its row groups have another number of documents")
+        if not isinstance(self.source["fingerprint"], str):
+            raise ValueError("the text's fingerprint is none")
+        if not all(isinstance(entry["sha256"], str) for entry in self.tokenizer_files.values()):
+            raise ValueError("a checksum of its tokenizer is none")
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise ValueError("a number of documents, tokens or bytes is none")
         files = [*self.tokenizer_files, self.tokenizer_fingerprint]

@@ -73,16 +73,16 @@ def open_loader(
     for one in data.validation_sets:
         with naming(one.name):
             place = open_place(data, one.name, one, trains=False)
+            check_tokenizer(place, tokenizer)
             opened.append(place)
             source = token_source(data, place, tokenizer, quarantine, 0.0)
             validation[one.name] = source.held_out(data.validation_bytes)
     for name, held_out in validation.items():
         _say_validation(name, held_out, tokenizer)
     if data.packing is Packing.best_fit:
-        for feed in feeds:
-            first = share.rank, data.streams, seed, share.sequence_length
-            words = packing_in_words(feed.source, *first)
-            log.info("%s", " ".join(filter(None, [feed.name, words])))
+        for place in places:
+            words = _packing(data, place, tokenizer, seed, share)
+            log.info("%s", " ".join(filter(None, [place.name, words])))
     return Loader(
         data,
         feeds,
@@ -93,6 +93,18 @@ def open_loader(
         quarantine=quarantine,
         closing=[place.shelf.cache.close for place in opened if place.shelf is not None],
     )
+
+
+def _packing(data: DataConfig, place: Place, tokenizer: Tokenizer, seed: int, share: Share) -> str:
+    """What best_fit costs and gains, for the log; it decides nothing and leaves nothing open."""
+    fraction = data.held_out_fraction(place.config)
+    source = token_source(data, place, tokenizer, Quarantine(), fraction)
+    try:
+        return packing_in_words(source, share.rank, data.streams, seed, share.sequence_length)
+    finally:
+        if place.shelf is not None:
+            source.close()
+            place.shelf.cache.close()
 
 
 def _say_validation(name: str, held_out: HeldOut, tokenizer: Tokenizer) -> None:
@@ -143,7 +155,8 @@ def open_text(data: DataConfig, tokenizer: TokenizerConfig) -> tuple[Source, Tok
             "shards (kind: prepared)"
         )
     place = open_place(data, "", data)
-    assert place.text is not None
+    if place.text is None:
+        raise ValueError(f"data.kind={data.kind.name}: shards have no text; give what they are of")
     log.info("data: %s", place.describe())
     return place.text, choose_tokenizer(data, tokenizer, [place])
 
@@ -211,14 +224,20 @@ def choose_tokenizer(
     if opened.bos_id == opened.eos_id:
         log.info("the tokenizer has no token of its own for the beginning: <eos> begins documents")
     for place in shelves:
-        if place.shelf.index.tokenizer_fingerprint != opened.fingerprint:
-            raise ValueError(
-                f"{place.config.path} was prepared with tokenizer "
-                f"{place.shelf.index.tokenizer_fingerprint[:8]} and this run has "
-                f"{opened.fingerprint[:8]}: prepare it again with this one, or leave "
-                "tokenizer.path null, which takes the one that shards bring"
-            )
+        check_tokenizer(place, opened)
     return opened
+
+
+def check_tokenizer(place: Place, tokenizer: Tokenizer) -> None:
+    """ValueError where a place has shards of another tokenizer's tokens."""
+    if place.shelf is None or place.shelf.index.tokenizer_fingerprint == tokenizer.fingerprint:
+        return
+    raise ValueError(
+        f"{place.shelf.address} was prepared with tokenizer "
+        f"{place.shelf.index.tokenizer_fingerprint[:8]} and this run has "
+        f"{tokenizer.fingerprint[:8]}: prepare it again with this one, or leave "
+        "tokenizer.path null, which takes the one that shards bring"
+    )
 
 
 Texts = list[tuple[Place, float]]

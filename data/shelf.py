@@ -24,10 +24,10 @@ class Shelf:
 
     def __init__(self, data: DataConfig, address: str) -> None:
         """ValueError where no finished shards are there, RuntimeError where nobody answers."""
-        self.address = address
         self._budget = data.retry_seconds
         self._store = open_store(address, data.timeout)
-        self.index = Index.load(self._read, address)
+        self.address = self._store.address  # without what only the store may know
+        self.index = Index.load(self._read, self.address)
         self.cache = ShardCache(
             Path(data.cache).expanduser() / "shards",
             self._store,

@@ -79,8 +79,9 @@ def open_store(address: str, timeout: float) -> Store:
     if scheme in ("http", "https"):
         parts = urlsplit(address)  # a signature behind the ? belongs to each file, and in no log
         folder = parts.path.rstrip("/")
+        host = parts.netloc.rpartition("@")[2]  # nor does a name and password before the host
         return _Remote(
-            urlunsplit((scheme, parts.netloc, folder, "", "")),
+            urlunsplit((scheme, host, folder, "", "")),
             lambda name: urlunsplit(parts._replace(path=f"{folder}/{name}")),
             lambda: _http(timeout, {}),
         )
@@ -258,7 +259,7 @@ def _seconds_to_wait(headers: Mapping[str, str]) -> float | None:
     t of RateLimit (draft-ietf-httpapi-ratelimit-headers)."""
     given = {name.lower(): value for name, value in headers.items()}
     asked = given.get("retry-after", "").strip()
-    if asked.isdigit():
+    if asked.isdecimal():
         return float(asked)
     limit = re.search(r"\bt=(\d+)", given.get("ratelimit", ""))
     try:

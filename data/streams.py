@@ -66,7 +66,7 @@ class _Supply:
                 if len(ids):
                     barren = 0
                     yield _Encoded(epoch, ordinal, ids)
-            if ordinal < 0 or barren >= EPOCHS_WITHOUT_TEXT:
+            if barren >= EPOCHS_WITHOUT_TEXT:
                 raise ValueError(
                     f"stream {self._stream} of data.streams={self._num_streams} found no text to "
                     f"train on in epoch {epoch}: set a smaller data.streams or give more documents"

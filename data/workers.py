@@ -5,6 +5,7 @@ Which rows there are is told by `make`; the number of processes changes neither 
 
 import itertools
 import multiprocessing
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -76,8 +77,11 @@ class Workers(Generic[T]):
         assert self._rows is not None, "rows of a closed loader"
         try:
             return next(self._rows)
-        except BadShard as error:  # torch puts a worker's whole traceback before the sentence
-            raise BadShard(str(error).rpartition("BadShard: ")[2].strip()) from error
+        except (BadShard, ValueError) as error:
+            # torch puts a worker's whole traceback before the sentence
+            kind = BadShard if isinstance(error, BadShard) else ValueError
+            words = re.split(r"^\S*(?:BadShard|ValueError|CacheFull): ", str(error), flags=re.M)[-1]
+            raise kind(words.strip()) from error
 
     def close(self) -> None:
         """End the processes."""

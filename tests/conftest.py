@@ -145,12 +145,15 @@ class Runs:
             )
         run_folder = self.folder / "runs" / overrides["name"]
         deadline = time.monotonic() + 120
-        while not when(run_folder):
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        (os.killpg if whole_group else os.kill)(process.pid, how)
-        process.wait(timeout=60)
+        try:
+            while not when(run_folder):
+                assert process.poll() is None, process.stdout.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            (os.killpg if whole_group else os.kill)(process.pid, how)
+            process.wait(timeout=60)
+        finally:
+            process.kill()  # a run that did not obey would go on for ever
         return process
 
     def metrics(self, name: str) -> list[dict]:

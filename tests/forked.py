@@ -139,6 +139,7 @@ def _serve(questions: TextIO, answers: TextIO) -> dict[str, Any] | None:
 def _become(job: dict[str, Any]) -> None:
     """Runs the job's command as `python` would."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     created = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for descriptor, path in enumerate((os.devnull, job["out"], job["err"])):
         opened = os.open(path, created if descriptor else os.O_RDONLY, 0o644)

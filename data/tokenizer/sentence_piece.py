@@ -37,7 +37,13 @@ class SentencePieceTokenizer:
         blob = path.read_bytes()
         self.fingerprint: str = fingerprint or hashlib.sha256(blob).hexdigest()
         """sha256 of the model file, in hexadecimal."""
-        self._proto = ModelProto.FromString(blob)
+        try:
+            self._proto = ModelProto.FromString(blob)
+        except Exception as error:  # protobuf's, of which each of its backends has another
+            raise ValueError(
+                f"tokenizer.path={path} is no sentencepiece model ({error}): give one, or a folder "
+                "with tokenizer.json, or null to train one on the data"
+            ) from error
         self._proto.normalizer_spec.add_dummy_prefix = False
         self._proto.normalizer_spec.remove_extra_whitespaces = False
         _refuse_lossy(self._proto, path)

@@ -74,6 +74,8 @@ def parse(given: Sequence[str] | None = None) -> tuple[argparse.Namespace, Setti
     unknown = [name for name in options.cases if name not in known]
     if unknown:
         sentences = "".join(f"; {sentence}" for sentence in LEFT_OUT.values())
+        if not GPU_CASES:
+            sentences += "; gpu and the cases from g0 on need a GPU, or TRITON_INTERPRET=1 --quick"
         parser.error(f"there is no case {unknown[0]}; needed some of {', '.join(known)}{sentences}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads {options.threads}: needed at least 1")

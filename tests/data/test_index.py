@@ -17,7 +17,11 @@ WHOLE = Index(
     refused={"empty": 2},
     rules={"longest_document": 100, "longest_line": 10},
     source={"fingerprint": "ab", "words": "some files"},
-    tokenizer={"fingerprint": "cd", "vocab_size": 300, "files": {"tokenizer.json": {"size": 1}}},
+    tokenizer={
+        "fingerprint": "cd",
+        "vocab_size": 300,
+        "files": {"tokenizer.json": {"sha256": "ef"}},
+    },
     layout=Layout(False, np.array([10, 5]), np.array([6, 4, 5])),
     shards=[ShardEntry(shard_name(i), 200, f"{i}" * 32, 5, 70) for i in range(3)],
 )
@@ -52,6 +56,9 @@ TOKENIZER = WHOLE.tokenizer
         {"tokenizer": TOKENIZER | {"files": {"../x": {}}}},
         {"tokenizer": TOKENIZER | {"files": {".x": {}}}},
         {"tokenizer": TOKENIZER | {"fingerprint": "../x"}},
+        {"tokenizer": TOKENIZER | {"files": {"x": 5}}},
+        {"rules": {}},
+        {"layout": {"unit": "shard", "coarse": [2**70], "fine": None}},
     ],
     ids=repr,
 )

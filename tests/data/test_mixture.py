@@ -108,6 +108,7 @@ def test_stages_hold_from_their_position_on() -> None:
     [
         ({"sources": sources(a=0)}, r"from row 0 on are 0: none may be below 0"),
         ({"sources": [*sources(a=1), *sources(a=1)]}, r"name a twice"),
+        ({"sources": sources(held_out=1)}, r"name one held_out"),
         ({"stages": [StageConfig(0, {})]}, r"data.stages weighs data.sources, and there are none"),
         (
             {"sources": sources(code=1, web=1), "stages": [StageConfig(5, {"wbe": 1})]},

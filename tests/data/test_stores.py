@@ -134,6 +134,10 @@ def test_a_signature_behind_an_address_goes_to_every_file_and_into_no_sentence(m
     assert store.read(NAME) == CONTENT and store.address == place.address
 
 
+def test_a_name_and_a_password_are_in_no_sentence():
+    assert open_store("https://me:secret@host/a?X=1", 1).address == "https://host/a"
+
+
 def test_a_revision_of_the_hub_is_part_of_the_address(monkeypatch):
     place = make_place("hub", "stores", monkeypatch)
     place.server.put(f"datasets/user/texts/resolve/v2/{NAME}", b"second")

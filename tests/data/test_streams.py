@@ -117,3 +117,20 @@ def test_a_stream_without_text_says_so(tmp_path: Path, tokenizer: Tokenizer) -> 
     config = DataConfig(kind=SourceKind.files, files=str(tmp_path / "*.txt"), streams=4)
     with pytest.raises(ValueError, match="stream 2 of data.streams=4 found no text to train on"):
         next(rows(open_text(config, tokenizer), 2, 4, 0, 8))
+
+
+def test_an_epoch_in_which_a_stream_gets_nothing_is_passed_over(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Two of eight files are empty; in some epoch one stream of four has just these two."""
+    for number in range(8):
+        text = json.dumps({"text": f"some text of file {number}"}) + "\n"
+        (tmp_path / f"{number}.jsonl").write_text("" if number < 2 else text)
+    files = [str(tmp_path / "*.jsonl")]
+    config = DataConfig(SourceKind.dataset, dataset="json", data_files=files, streams=4)
+    source = open_source(config)
+    drawn = [[*source.documents(s, 4, e, 0)] for e in range(40) for s in range(4)]
+    assert [] in drawn, "no epoch tries it"
+    text = open_text(config, tokenizer)
+    for stream in range(4):
+        assert len([*itertools.islice(rows(text, stream, 4, 0, 8), 60)]) == 60

@@ -251,3 +251,9 @@ def test_the_command_trains_one_on_the_data_of_a_run(library: list[str], tmp_pat
         main([*words, f"out={out}"])
     with pytest.raises(ValueError, match=r"say once where .* out=my.model"):
         main(words)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (junk := tmp_path / "junk.model").write_bytes(b"no model at all")
+    with pytest.raises(ValueError, match=r"junk.model is no sentencepiece model"):
+        SentencePieceTokenizer(junk)

@@ -16,6 +16,7 @@ import torch
 from data.opening import open_loader, open_places
 from data.share import Share
 from data.tokenizer import Tokenizer
+from data.workers import RankRows, Workers
 from tests.data.corpora import make_documents, stack, write_corpus
 
 REPOSITORY = Path(__file__).parents[2]
@@ -99,3 +100,16 @@ def test_workers_read_all_of_a_dataset(kind: str, tmp_path: Path, tokenizer: Tok
         served.append(torch.cat([stack(batch) for step in steps for batch in step]))
         loader.close()
     assert torch.equal(served[0], served[1]) and torch.equal(served[0], served[2])
+
+
+def test_the_sentence_of_a_worker_arrives_without_its_traceback() -> None:
+    def fail(stream: int, row: int) -> Iterator[int]:
+        raise ValueError("data.streams=2 is too many: set fewer")
+        yield stream
+
+    made = Workers(RankRows(fail, 0, 1, 2), count=1, ahead=2)
+    try:
+        with pytest.raises(ValueError, match="^data.streams=2 is too many: set fewer$"):
+            next(made)
+    finally:
+        made.close()

@@ -1,5 +1,5 @@
 """Retention in the chunkwise form as Triton kernels: three launches forward, five backward, each a
-tiled matrix product near what its operands' bytes and FLOPs allow.
+tiled matrix product.
 
     scores   P = gamma^(i-j) q_i k_j inside each chunk, once, in the operands' dtype
     states   S_n before each chunk, in the dtype of the product that reads them
