@@ -40,7 +40,7 @@ def test_what_is_not_finite_never_enters() -> None:
 
 def test_a_lasting_change_of_level_is_accepted_after_half_a_window() -> None:
     stability = window([2.0] * 16)
-    for count in range(17):
+    for _ in range(17):
         if stability.limits().loss >= 5.0:
             break
         stability.add(torch.tensor(5.0), torch.tensor(1.0))
