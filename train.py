@@ -15,25 +15,22 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from functools import partial
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from configs.explain import check_overrides
 from configs.manual import manual
-from configs.schema import Config, plain, write_config
+from configs.schema import Config, plain
 from data.batch import Batch
-from data.loader import State, merge_states
 from data.quarantine import BadShard
 from data.stores import StoreError
-from data.yardsticks import compare
 from launch import exits
 from launch import world as launched
 from launch.environment import read_environment
 from launch.lock import hold_folder
 from launch.stop import Stopped, StopRequest
+from launch.sweep.launcher import is_sweep, run_sweep
 from launch.terminal import Terminal, claim_terminal, refuse
 from launch.watchdog import this_process
 from launch.world import Vote, check_shared, join_world, leave_world
@@ -43,23 +40,18 @@ from retnet.assembly import (
     clock,
     open_copies,
     open_metrics,
+    open_profiler,
+    open_questions,
     open_rows,
     open_saver,
     open_watchdog,
 )
-from retnet.models.export import export_model
-from retnet.models.generate import sample
-from retnet.training.checkpoint import load_checkpoint
+from retnet.planning import planned, text
+from retnet.session import evaluate, finish, kinds_due, resume_or_begin, roll_back, save, tell
 from retnet.training.compile import rehearse
-from retnet.training.copies import Copies
-from retnet.training.curve import loss_curve
-from retnet.training.engine import gather_weights
-from retnet.training.evaluate import PURE, score
-from retnet.training.feed import placing
+from retnet.training.evaluate import PURE
 from retnet.training.housekeeping import name_of
-from retnet.training.manifest import replacing
-from retnet.training.news import tell_of_saves
-from retnet.training.rollback import forget_later, go_back, struck_out
+from retnet.training.rollback import struck_out
 from retnet.training.saver import SaveError
 from retnet.training.schedule import due, learning_rate
 from retnet.training.stability import Mode
@@ -78,14 +70,16 @@ def train(config: Config, terminal: Terminal, stop: StopRequest) -> None:
     check_shared(world, config.folder)
     with (
         open_metrics(config, world, terminal) as metrics,
+        open_profiler(config, world, metrics) as profiler,
         closing(open_rows(config, world)) as loader,
         open_watchdog(config, world, terminal) as dog,
     ):
+        tasks = open_questions(config, world)
         engine, compiles, words = build(config, world, loader)
         copies = open_copies(config, world)
-        unread = UnreadSteps(engine, metrics, config.stability)
+        unread = UnreadSteps(engine, metrics, config.stability, config.logging.straggler)
         with open_saver(config, engine, copies) as saver:
-            parts = (engine, metrics, unread, saver, stop, Vote(world), dog)
+            parts = (engine, metrics, unread, profiler, saver, stop, Vote(world), dog, tasks)
             run = Run(config, world, loader, *parts)
             state, rows = resume_or_begin(run, copies)
             if state.step >= config.steps and world.any(metrics.has_event("finished", state.step)):
@@ -118,18 +112,15 @@ def go_on(run: Run, state: TrainState, rows: Iterator[list[Batch]]) -> None:
             if batches is not None:
                 run.loader.give_back()
             break
+        run.profiler.look(state.step)
         take_step(run, state, batches)
         speed.add(config.global_batch_size * config.sequence_length)
         if due(state.step, config.log_every):
-            read = run.unread.read(state) | speed.measure(run.world.largest)
-            metrics.log(state.step, read | run.loader.progress(state.position))
-        if due(state.step, config.evaluate_every) and state.step < config.steps:
-            run.unread.read(state)
-            scores = score(
-                run.engine, run.loader.validation, partial(run.asked_to_stop, "evaluation")
-            )
-            if scores is not None:
-                metrics.log(state.step, scores)
+            read = run.unread.read(state) | run.unread.times(state.step)
+            read |= speed.measure(run.world.largest) | run.loader.progress(state.position)
+            metrics.log(state.step, read)
+        if state.step < config.steps and (asked := kinds_due(config, state.step)):
+            evaluate(run, state, asked)
             speed.restart()
         if due(state.step, config.save_every):
             save(run, state)
@@ -165,106 +156,23 @@ def leave(run: Run, state: TrainState) -> None:
         run.metrics.say(f"stopped and saved at step {state.step}; the same command goes on there")
 
 
-def resume_or_begin(run: Run, copies: Copies | None) -> tuple[TrainState, Iterator[list[Batch]]]:
-    """Where the run stands and the batches from there on: its newest good checkpoint, or step 0."""
-    loader, metrics, said = run.loader, run.metrics, []
-
-    def check(path: Path, state: TrainState, extra: State) -> None:
-        said.extend(loader.check(path, state.position, state.data_fingerprint, extra))
-
-    folder = run.config.folder / "checkpoints"
-    loaded = load_checkpoint(run.engine, folder, check, copies=copies)
-    state, extra = (loaded.state, loaded.extra) if loaded else (TrainState(), None)
-    state.data_fingerprint = loader.fingerprint
-    if loaded is not None:
-        for sentence in loaded.passed_over:
-            metrics.event("passed_over", why=sentence)
-            metrics.say(f"passed over a checkpoint: {sentence}")
-        words = "; ".join(filter(None, [f"goes on from {loaded.path}", loaded.words]))
-        metrics.say("\n".join([words, *said]))
-    for sentence in said:
-        metrics.event("data_changed", step=state.step, why=sentence)
-    if run.world.is_main:
-        write_config(run.config)  # only now: a refused command leaves the run's record alone
-    metrics.resume_at(state.step)
-    was = {"was": loaded.was} if loaded and loaded.was else {}
-    metrics.event("resumed" if loaded else "started", step=state.step, of=run.config.steps, **was)
-    run.unread.begin(state)
-    return state, loader.steps(state.position, extra, placing(run.world.device))
-
-
 def take_step(run: Run, state: TrainState, batches: list[Batch]) -> None:
     """Queues one optimizer step and moves `state`, but for what only its reading tells."""
     config, step = run.config, state.step
     rate = learning_rate(config.schedule, config.optimizer.learning_rate, step, config.steps)
     judge = run.unread.stability
     queued = train_step(
-        run.engine, batches, learning_rate=rate, seed=config.seed, step=step, stability=judge
+        run.engine,
+        batches,
+        learning_rate=rate,
+        seed=config.seed,
+        step=step,
+        stability=judge,
+        norms=due(step + 1, config.logging.norms_every),
     )
     state.step += 1
     state.position += config.global_batch_size
     run.unread.add(queued, state)
-
-
-def save(run: Run, state: TrainState, *, wait: bool = False) -> None:
-    """Begins a checkpoint of this step, and may wait for its end; cursors only make resuming quick.
-    Collective."""
-    run.dog.beat(f"the checkpoint of step {state.step}")
-    run.unread.read(state)
-    extra = merge_states(run.world.gather(run.loader.state()))
-    for failure in (new := run.loader.news(extra)):
-        run.metrics.event("quarantined", step=state.step, **failure._asdict())
-    for why in sorted({failure.why for failure in new}):
-        run.metrics.say(f"goes on without a shard: {why}")
-    run.saver.save(state, extra, wait=wait)
-    tell(run)
-
-
-def tell(run: Run) -> None:
-    """Says what became of the saves; one that failed may be a reason to stop."""
-    reason = tell_of_saves(run.saver, run.metrics, run.config.checkpoint)
-    if reason:
-        run.stop.ask(reason)
-
-
-def roll_back(run: Run, state: TrainState) -> None:
-    """Back to the last good checkpoint, and on with the rows that come next. Collective."""
-    folder = run.config.folder / "checkpoints"
-    run.saver.finish()
-    go_back(run.engine, folder, state, run.config.stability, run.metrics)
-    run.unread.begin(state)
-    save(run, state, wait=True)  # the same weights, with the place where reading stands now
-    forget_later(folder, state.step)
-
-
-def finish(run: Run, state: TrainState) -> bool:
-    """The last score, the exported model, and what came out beside what is easy; False where a
-    request to stop came first. Collective."""
-    config, loader, say = run.config, run.loader, run.metrics.say
-    scores = score(run.engine, loader.validation, partial(run.asked_to_stop, "evaluation"))
-    if scores is None:
-        return False
-    weights = gather_weights(run.engine)
-    if weights is None:  # not rank 0
-        return True
-    run.metrics.log(state.step, scores)
-    with replacing(export := config.folder / "export") as folder:
-        export_model(run.engine.module.config, weights, folder)
-        loader.tokenizer.export(folder)
-    run.saver.drain()
-    tell(run)
-    run.metrics.event("finished", step=state.step, **scores)
-    if config.logging.sample_tokens:
-        ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)
-        say(f"\nA sample:\n{loader.tokenizer.decode(ids)}")
-    first = loader.validation[0]
-    bits = scores[f"val/{first.name}/bits_per_byte"]
-    say("\n".join(compare(bits, first.texts, loader.tokenizer)))
-    say(f"Finished at step {state.step}.")
-    say(f"  loss curve      {loss_curve(config.folder) or 'none: no step was logged'}")
-    say(f"  exported model  {export}")
-    say(f"  to go on        the same command with steps={2 * state.step}")
-    return True
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -292,8 +200,16 @@ if __name__ == "__main__":
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(manual([word for word in arguments if not word.startswith("-")]))
             sys.exit()
+        if "--plan" in arguments:
+            config = check_overrides(arguments)
+            devices = config.plan.devices or launched.world_size()
+            words = text(planned(config, devices))
+            sys.stdout.write(words if launched.rank() == 0 else "")
+            sys.exit()
         if (checked := check_overrides(arguments)) is not None:
             checked.check(launched.world_size())
+        if is_sweep(arguments):
+            sys.exit(run_sweep(main, check_overrides))
     except ValueError as error:
         refuse(str(error), launched.rank(), exits.USER_ERROR)
     main()

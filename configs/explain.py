@@ -1,136 +1,221 @@
 """What is wrong with a command line, in one sentence, before anything starts.
 
-Hydra says that a key is "not in struct"; this says which key was meant. It composes the config once
-more than Hydra will, which costs a fraction of a second.
+Hydra says that a key is "not in struct"; this says which key was meant. Names and values are
+looked at one by one, then the config is composed once more than Hydra will, which costs a fraction
+of a second, and its dataclasses check what several keys say together.
 """
 
+import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    QuotedString,
+    Sweep,
+)
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
+from configs import names
+from configs.command_line import ASK_HYDRA, MULTIRUN, parse, raw, split
+from configs.names import LAUNCHER, closest, config_groups, did_you_mean, key_types, unknown_key
 from configs.schema import Config, plain
-
-FOLDER = Path(__file__).parent
+from configs.values import check_value, shown
 
 
 def check_overrides(arguments: list[str]) -> Config | None:
-    """Raises ValueError with one sentence for the first thing that is wrong with the overrides.
+    """Raises ValueError with one sentence for the first thing that is wrong with the command.
 
-    Returns the config they compose to, or None where Hydra is asked for something else.
+    Returns the config it composes to, or None where Hydra is asked for something else. Of a sweep
+    every value is looked at and the first point is composed; its launcher checks the others.
     """
     overrides, flags = split(arguments)
-    if flags & {"-m", "--multirun"}:
-        raise ValueError(
-            "-m would train several models in one process, which DeepSpeed cannot; start one "
-            "command for each point, each with its own name=..."
-        )
-    if flags & {"--hydra-help", "--version", "--info"}:
+    if flags & ASK_HYDRA:
         return None
     parsed = [parse(override) for override in overrides]
+    sweeps = bool(flags & MULTIRUN)
+    if sweeps and "--plan" in flags:
+        raise ValueError("--plan tells of one run: leave out -m, and plan one point at a time")
     for override in parsed:
-        check_name(override)
+        check_override(override, sweeps)
+    check_twice(parsed)
+    config, swept = composed([first_of(override) for override in parsed])
+    if not sweeps:
+        return config
+    given = {override.key_or_group for override in parsed}
+    inside = [parse(f"{key}={value}") for key, value in swept.items() if key not in given]
+    for override in inside:
+        check_override(override, sweeps)
+    if inside:
+        composed([first_of(override) for override in [*parsed, *inside]])
+    return None
+
+
+def composed(overrides: list[str]) -> tuple[Config, dict[str, str]]:
+    """The config of one run, and what a named sweep among the overrides goes over."""
     try:
-        with initialize_config_dir(config_dir=str(FOLDER), version_base="1.3"):
-            return plain(compose("train", overrides=overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+        with initialize_config_dir(config_dir=str(names.FOLDER), version_base="1.3"):
+            made = compose("train", overrides=overrides, return_hydra_config=True)
+        swept = OmegaConf.select(made, "hydra.sweeper.params") or {}
+        OmegaConf.set_struct(made, False)
+        del made["hydra"]
+        return plain(made), {str(key): str(value) for key, value in swept.items()}
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(explain(error)) from error
 
 
-def split(arguments: list[str]) -> tuple[list[str], set[str]]:
-    """Overrides, and the names of Hydra's own flags; a flag's value (--cfg job) is neither."""
-    overrides, flags = [], set()
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-"):
-            overrides.append(word)
-            continue
-        flags.add(word.split("=")[0])
-        if word in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn"):
-            next(words, None)
-    return overrides, flags
-
-
-def parse(text: str) -> Override:
-    """One override; raises ValueError where it is none."""
-    key, equals, value = text.partition("=")
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        if not equals:
-            raise ValueError(f"{text}: an override is written key=value, as steps=200") from error
-        raise ValueError(
-            f"{text}: a value with brackets, braces, commas or spaces is written in two kinds of "
-            f"""quotes, as '{key}="{value}"'"""
-        ) from error
-
-
-def check_name(override: Override) -> None:
-    """Raises ValueError, with the nearest right one, for a key, group or option there is not."""
+def check_override(override: Override, sweeps: bool) -> None:
+    """Raises ValueError for a key, group, option or value that there is not, with the right one."""
     key = override.key_or_group
     if key.split(".")[0].split("/")[0] == "hydra":
+        _check_hydra(override)
         return
-    groups, known = config_groups(), set(config_keys(Config))
-    if key in groups and "." not in key:
-        option = override.value()
-        if isinstance(option, str) and option not in groups[key] and not override.is_delete():
-            raise ValueError(
-                f"{key}={option}: there is no configs/{key}/{option}.yaml"
-                f"{nearest(option, groups[key], prefix=f'{key}=')}"
-            )
-    elif key not in known:
-        raise ValueError(f"there is no key {key}{nearest(key, known | set(groups))}")
+    if override.package is not None:
+        raise ValueError(
+            f"{key}@{override.package}: the options of {key} go where their group's name says; "
+            f"write {key}=..."
+        )
+    groups, kinds = config_groups(), key_types()
+    if key not in groups and key not in kinds:
+        raise ValueError(unknown_key(key))
+    if override.is_delete() and key not in groups:
+        raise ValueError(f"~{key}: a key cannot be taken away; give it another value, as {key}=...")
+    if override.is_add() and not override.is_force_add():
+        raise ValueError(f"+{key}=...: {key} is there already; leave out the +")
+    if not sweeps and (override.is_sweep_override() or (key == "sweep" and override.value())):
+        what = f"{key}={raw(override)}"
+        raise ValueError(
+            f"{what} is a sweep of several runs: start it with -m, as train.py -m {what}"
+        )
+    if override.is_delete():
+        return
+    for value in values_of(override):
+        if key in groups:
+            check_option(key, value)
+        else:
+            check_value(key, kinds[key], value)
 
 
-def nearest(word: str, known: set[str], prefix: str = "") -> str:
-    """The end of a sentence: the name that was probably meant, else all there are, if few."""
-    close = get_close_matches(word, known, n=1, cutoff=0.75)
-    if not close and "." in word:  # the group is misspelt, or the key within it
-        head, tail = word.split(".", 1)
-        heads = get_close_matches(head, {name.split(".")[0] for name in known}, n=1)
-        inside = {name for name in known if heads and name.startswith(f"{heads[0]}.")}
-        close = get_close_matches(f"{heads[0]}.{tail}" if heads else word, inside, n=1) or heads
-    if not close:  # the group was left out
-        by_last_part = {name.split(".")[-1]: name for name in sorted(known)}
-        close = [by_last_part[part] for part in get_close_matches(word, by_last_part, n=1)]
-    if close:
-        return f"; did you mean {prefix}{close[0]}?"
-    return f"; there is {', '.join(sorted(known))}" if len(known) <= 20 else "; see --help"
+def check_option(group: str, value: object) -> None:
+    """Raises ValueError where a group has no such option."""
+    options = config_groups()[group]
+    if isinstance(value, list):
+        for each in value:
+            check_option(group, each)
+        return
+    if isinstance(value, QuotedString):
+        value = value.text
+    if value is None or value in options:
+        return
+    if group == "plan" and not (isinstance(value, str) and closest(value, options)):
+        raise ValueError(
+            f"plan={shown(value)}: plan= names a machine, as plan=h200_8; to see what a run would "
+            "cost, say --plan"
+        )
+    if isinstance(value, dict):
+        raise ValueError(f"{group}={shown(value)}: set its keys one by one, as {group}.key=value")
+    text = shown(value).removesuffix(".yaml").rpartition("/")[2]
+    end = f"; did you mean {group}={text}?" if text in options else ""
+    raise ValueError(
+        f"{group}={shown(value)}: there is no configs/{group}/{text}.yaml"
+        f"{end or did_you_mean(text, options, prefix=f'{group}=')}"
+    )
+
+
+def _check_hydra(override: Override) -> None:
+    """The launcher's own keys; the rest of Hydra's is Hydra's to check."""
+    key = override.key_or_group
+    if key == "hydra/launcher" and override.value() != "processes":
+        raise ValueError(
+            f"hydra/launcher={shown(override.value())} would train several models in one process, "
+            "which DeepSpeed cannot; leave it out: each point is a launch of its own"
+        )
+    if not key.startswith(f"{LAUNCHER}."):
+        return
+    if key not in key_types():
+        raise ValueError(unknown_key(key))
+    if override.is_sweep_override():
+        raise ValueError(f"{key}={raw(override)}: how a sweep is run cannot itself be swept")
+    check_value(key, key_types()[key], override.value())
+
+
+def check_twice(overrides: list[Override]) -> None:
+    """Raises ValueError where one key is given two values, of which the last would win silently."""
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, typed = override.key_or_group, raw(override)
+        if given.setdefault(key, typed) != typed:
+            raise ValueError(f"{key}={given[key]} and {key}={typed}: given twice; leave one out")
+
+
+def values_of(override: Override) -> Iterator[object]:
+    """The value, or all that a sweep lists; of an interval its two ends."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        yield from value.list
+    elif isinstance(value, IntervalSweep):
+        yield from (value.start, value.end)
+    elif isinstance(value, Glob):
+        yield from _matching(override, value)
+    elif isinstance(value, Sweep):
+        yield from override.sweep_iterator()
+    else:
+        yield value
+
+
+def _matching(override: Override, pattern: Glob) -> list[str]:
+    found = pattern.filter(sorted(config_groups().get(override.key_or_group, ())))
+    if not found:
+        raise ValueError(
+            f"{override.key_or_group}={raw(override)}: no option of this name"
+            f"{did_you_mean('', config_groups().get(override.key_or_group, ()))}"
+        )
+    return found
+
+
+def first_of(override: Override) -> str:
+    """The override as text, with the first value where it is a sweep."""
+    if not override.is_sweep_override():
+        return override.input_line
+    value = next(iter(values_of(override)))
+    return f"{override.get_key_element()}={Override._get_value_element_as_str(value)}"
 
 
 def explain(error: Exception) -> str:
-    """Hydra's or OmegaConf's error as one line that names the key."""
+    """Hydra's, OmegaConf's or YAML's error as one line that names the key."""
+    if "hydra/sweeper/optuna" in str(error):
+        return "hydra/sweeper=optuna is not installed: pip install 'retnet[sweeps]'"
+    if isinstance(error, YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        return f"{place}this is no YAML: {getattr(error, 'problem', None) or first_line(error)}"
     cause = error
     while cause.__cause__ is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__
     key = getattr(cause, "full_key", None)
+    if isinstance(cause, MissingMandatoryValue):
+        return missing(str(cause), key)
     message = first_line(getattr(cause, "msg", None) or cause)
     return f"{key}: {message}" if key and not message.startswith(key) else message
+
+
+def missing(message: str, key: str | None) -> str:
+    """A sentence for a key that an option leaves to the user."""
+    found = re.search(r"missing mandatory value: (\w+)", message)
+    name = found[1] if found else (key or "").rpartition(".")[2]
+    owner = re.search(r"`(\w+?)Config`", message)
+    section = f"{owner[1].lower()}." if owner else (key or "").rpartition(".")[0]
+    whole = key if key and key.endswith(name) else f"{section}{name}"
+    words = names.meaning(whole) if whole in key_types() else ""
+    return f"{whole} is not set, and this {section.rstrip('.')} needs it: {whole}=... ({words})"
 
 
 def first_line(error: object) -> str:
     """The first line of a message, without a full stop."""
     return str(error).strip().splitlines()[0].rstrip(".")
-
-
-def config_groups() -> dict[str, set[str]]:
-    """The groups below configs/ and the options of each."""
-    return {
-        folder.name: {path.stem for path in folder.glob("*.yaml")}
-        for folder in FOLDER.iterdir()
-        if folder.is_dir() and any(folder.glob("*.yaml"))
-    }
-
-
-def config_keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """Every key of a dataclass and of those it nests, with dots."""
-    for item in fields(schema):
-        yield prefix + item.name
-        if is_dataclass(item.type):
-            yield from config_keys(item.type, f"{prefix}{item.name}.")

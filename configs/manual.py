@@ -4,13 +4,12 @@ The meanings are the lines under the dataclasses' fields, read from their source
 written twice.
 """
 
-import ast
-import inspect
 import textwrap
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
-from configs.explain import check_overrides, config_groups
+from configs.explain import check_overrides
+from configs.names import config_groups, field_docs
 from configs.schema import Config
 
 HEAD = """\
@@ -20,6 +19,8 @@ Trains a retentive language model: RetNet or NucleusX, under DeepSpeed ZeRO.
   deepspeed train.py ...                                   every GPU of this machine
   deepspeed --hostfile hosts train.py ...                  every machine named in `hosts`
 
+  python train.py -m key=value,value ...                   a sweep: one launch for each point
+  python train.py ... --plan                               print what it would cost, start nothing
   python train.py ... --cfg job                            print the whole config, start nothing
 
 The same command goes on where the run `name` stopped. Its folder is runs/<name>.
@@ -49,19 +50,6 @@ def _keys(config: Config, prefix: str) -> list[str]:
             shown = str(shown).lower() if isinstance(shown, bool) else shown
             lines.append(_entry(f"  {prefix}{item.name}={shown}", meanings.get(item.name, "")))
     return lines + nested
-
-
-def field_docs(schema: type) -> dict[str, str]:
-    """{field: the string written under it} of a dataclass and its bases, as one line each."""
-    docs = {}
-    for base in schema.__mro__[-2:0:-1]:
-        docs |= field_docs(base)
-    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0].body
-    for field, below in zip(body, body[1:], strict=False):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_text:
-            docs[field.target.id] = " ".join(str(below.value.value).split())
-    return docs
 
 
 def _entry(name: str, meaning: str) -> str:

@@ -18,11 +18,15 @@ from data.config import DataConfig
 from data.share import Share, check_ranks
 from data.tokenizer import TokenizerConfig
 from launch.limits import LimitsConfig
+from launch.sweep.config import SweepConfig
+from retnet.evaluation.config import EvaluationConfig
 from retnet.kernels import KernelsConfig, select_kernels
 from retnet.models.build import ModelConfig
+from retnet.plan.config import PlanConfig
 from retnet.training.engine import EngineConfig
 from retnet.training.metrics import LoggingConfig
 from retnet.training.optimizer import OptimizerConfig
+from retnet.training.profile import ProfileConfig
 from retnet.training.saver import CheckpointConfig
 from retnet.training.schedule import ScheduleConfig
 from retnet.training.stability import StabilityConfig
@@ -62,6 +66,9 @@ class Config:
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
@@ -159,3 +166,4 @@ def write_config(config: Config) -> None:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+ConfigStore.instance().store(group="hydra/launcher", name="processes", node=SweepConfig)

@@ -28,14 +28,14 @@ def yardsticks(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
     return {"unigram": bits / size, "gzip": 8 * packed / size}
 
 
-def compare(bits: float, texts: list[str], tokenizer: Tokenizer) -> list[str]:
-    """How a model that needs `bits` per byte of `texts` stands to the yardsticks, as lines."""
+def compare(bits: float, texts: list[str], easy: dict[str, float]) -> list[str]:
+    """How a model that needs `bits` per byte of `texts` stands to their `yardsticks`, as lines."""
     size = sum(len(text.encode()) for text in texts)
     lines = [
         f"\nHeld out: {len(texts)} documents, {size:,} bytes",
         f"  this model  {bits:.3f} bits per byte",
     ]
-    for name, easy in yardsticks(texts, tokenizer).items():
-        word = f"the model needs {abs(bits / easy - 1):.0%} {'less' if bits < easy else 'more'}"
-        lines.append(f"  {name:<10}  {easy:.3f} bits per byte: {word}")
+    for name, needed in easy.items():
+        word = f"the model needs {abs(bits / needed - 1):.0%} {'less' if bits < needed else 'more'}"
+        lines.append(f"  {name:<10}  {needed:.3f} bits per byte: {word}")
     return lines

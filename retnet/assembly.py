@@ -6,7 +6,7 @@ What is done with the parts, and in which order, is train.py's to tell.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from configs.schema import Config, as_dict
 from data.loader import Loader
@@ -17,6 +17,7 @@ from launch.stop import StopRequest
 from launch.terminal import Terminal
 from launch.watchdog import Watchdog
 from launch.world import PATIENCE, Vote, World
+from retnet.evaluation.tasks import open_tasks
 from retnet.kernels import select_kernels
 from retnet.models.build import build_model, count_parameters, flops_per_token
 from retnet.training.blocks import prepare_blocks
@@ -24,6 +25,7 @@ from retnet.training.copies import Copies
 from retnet.training.engine import built_in_shards, start_engine
 from retnet.training.flops import peak_flops
 from retnet.training.metrics import Metrics
+from retnet.training.profile import Profiler
 from retnet.training.saver import Saver
 from retnet.training.speed import Speed
 from retnet.training.unread import UnreadSteps
@@ -41,10 +43,12 @@ class Run(NamedTuple):
     engine: DeepSpeedEngine
     metrics: Metrics
     unread: UnreadSteps
+    profiler: Profiler
     saver: Saver
     stop: StopRequest
     vote: Vote
     dog: Watchdog
+    tasks: dict[str, Any] | None
 
     def asked_to_stop(self, where: str, alone: bool = False) -> bool:
         """Whether any rank was asked to, or stands `alone`; also says that all is well. Collective,
@@ -64,6 +68,16 @@ def open_metrics(config: Config, world: World, terminal: Terminal) -> Metrics:
         resolved_config=as_dict(config),
         rank=world.rank,
     )
+
+
+def open_profiler(config: Config, world: World, metrics: Metrics) -> Profiler:
+    """What looks into single steps on demand."""
+    return Profiler(config.folder, config.profile, world.device, world.rank, metrics)
+
+
+def open_questions(config: Config, world: World) -> dict[str, Any] | None:
+    """lm-eval's tasks, if any. One process per machine goes first: it brings the documents."""
+    return world.in_turn(lambda: open_tasks(config.evaluation))
 
 
 def open_rows(config: Config, world: World) -> Loader:

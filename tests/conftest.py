@@ -46,6 +46,7 @@ SMALL = {
     "engine.compile": "off",  # the runs that wait for a signal are long ones by their steps
     "logging.wandb": "off",
     "logging.sample_tokens": 20,
+    "evaluation": "off",
 }
 
 
@@ -160,9 +161,17 @@ class Runs:
         """The lines of metrics.jsonl without those figures that depend on clock and machine."""
         lines = (self.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
         entries = [json.loads(line) for line in lines]
-        clock = {"tokens_per_second", "mfu", "data_wait", "peak_memory"}
+        clock = (
+            "tokens_per_second",
+            "mfu",
+            "data_wait",
+            "peak_memory",
+            "step_time/",
+            "evaluation/",
+        )
         return [
-            {key: value for key, value in entry.items() if key not in clock} for entry in entries
+            {key: value for key, value in entry.items() if not key.startswith(clock)}
+            for entry in entries
         ]
 
     def losses(self, name: str) -> list[float]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.explain import check_overrides, config_groups, config_keys
-from configs.manual import field_docs, manual
+from configs.explain import check_overrides
+from configs.manual import manual
+from configs.names import config_groups, config_keys, field_docs
 from configs.schema import Config
 from launch.world import without_local_rank
 from tests import forked
@@ -24,8 +25,8 @@ MISTAKES = {
     "modle=retnet_tiny": "there is no key modle; did you mean model?",
     "+modle=9": "there is no key modle; did you mean model?",
     "model=retnet_tny": "no configs/model/retnet_tny.yaml; did you mean model=retnet_tiny?",
-    "steps=many": "steps: Value 'many' of type 'str' could not be converted to Integer",
-    "engine.dtype=bf16": "expected one of [auto, bfloat16, float16, float32]",
+    "steps=many": "steps=many: needed a whole number",
+    "engine.dtype=bf16": "needed one of auto, bfloat16, float16, float32; did you mean bfloat16?",
     "steps": "an override is written key=value",
     "data.files=[a-d]*.txt": """as 'data.files="[a-d]*.txt"'""",
     "steps=0": "steps=0: needed at least 1",
@@ -85,9 +86,16 @@ def test_text_that_is_not_there_is_named_before_the_run_has_a_checkpoint(run, tm
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_a_sweep_in_one_process_is_refused():
-    with pytest.raises(ValueError, match="-m would train several models in one process"):
-        check_overrides(["-m", "seed=1,2"])
+def test_a_sweep_is_asked_for_with_a_flag_and_looked_at_before_it_starts():
+    assert check_overrides(["-m", "seed=1,2", "model=retnet_tiny,nucleus_x_tiny"]) is None
+    with pytest.raises(ValueError, match="is a sweep of several runs: start it with -m"):
+        check_overrides(["seed=1,2"])
+    with pytest.raises(ValueError, match="seed=two: needed a whole number"):
+        check_overrides(["-m", "seed=1,two"])
+    with pytest.raises(ValueError, match="did you mean model=nucleus_x_tiny"):
+        check_overrides(["-m", "model=retnet_tiny,nucleus_tiny"])
+    with pytest.raises(ValueError, match="did you mean hydra.launcher.at_once"):
+        check_overrides(["-m", "seed=1,2", "hydra.launcher.at_onec=2"])
 
 
 def test_ranks_that_do_not_divide_are_told_by_rank_0_alone(run, tmp_path):
@@ -158,4 +166,6 @@ def test_every_option_of_every_group_composes(choice):
         "tokenizer=sentencepiece": ["tokenizer.path=a.model", "tokenizer.vocab_size=300"],
         "tokenizer=bpe_32k": ["model.vocab_size=32768"],
     }
-    assert check_overrides([choice, *needed.get(choice, [])]) is not None
+    several = ["-m"] if choice.startswith("sweep=") else []
+    composed = check_overrides([*several, choice, *needed.get(choice, [])])
+    assert (composed is None) == bool(several)

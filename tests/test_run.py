@@ -1,5 +1,6 @@
 """Whole runs through the real launchers: they learn, survive kills bit by bit, and can be used."""
 
+import json
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retnet
+from tests.retnet.evaluation.local_tasks import write_tasks
 
 
 def step_reached(step: int):
@@ -160,6 +162,31 @@ def test_a_terminal_gets_a_live_display(runs):
     assert "step 6 of 6" in shown and "tokens/s" in shown
     assert "\x1b[" in shown, "no control codes: the display is not live"
     assert "\x1b[" not in runs.finished(name="piped", steps=2, logging__sample_tokens=0)
+
+
+def test_a_run_that_is_asked_everything_has_the_losses_of_one_that_is_not(runs, tmp_path):
+    """Killed in the middle too: no answer is written twice."""
+    runs.finished(name="quiet")
+    every = {
+        f"evaluation__{kind}_every": 3 for kind in ("samples", "positions", "passkey", "tasks")
+    }
+    settings = dict(name="asked", evaluate_every=3, logging__sample_tokens=0, **every)
+    settings |= dict(evaluation__tasks_path=write_tasks(tmp_path), evaluation__tasks="[copying]")
+    settings |= dict(evaluation__lengths="[1,2]", evaluation__sample_tokens=5)
+    settings |= dict(evaluation__passkey_depths=2, evaluation__passkey_trials=1)
+    runs.interrupted(step_reached(8), signal.SIGKILL, **settings)
+    runs.finished(**settings)
+    assert runs.losses("asked") == runs.losses("quiet")
+    folder = runs.folder / "runs" / "asked"
+    told = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    told = [(one["step"], one["kind"], one.get("prompt")) for one in told]
+    kinds = [*[("samples", prompt) for prompt in ("", "def ", "import ")]]
+    kinds += [(kind, None) for kind in ("positions", "passkey", "tasks")]
+    told.remove((10, "yardsticks", None))
+    assert told == [(step, *kind) for step in (3, 6, 9, 10) for kind in kinds]
+    last = runs.metrics("asked")[-1]
+    wanted = {"position/2x/loss", "passkey/2x/accuracy", "tasks/copying/acc", "val/held_out/loss"}
+    assert last["step"] == 10 and wanted < last.keys()
 
 
 def test_other_data_under_the_same_name_is_refused(runs):

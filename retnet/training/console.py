@@ -1,6 +1,7 @@
 """The run on a console: a live display on a terminal, plain lines into a file or a pipe.
 
-It is the one place that prints. It shows what `Metrics` hands it and computes the time left.
+It is the one place that prints. It shows what `Metrics` hands it and computes the time left. The
+display has three lines, how far, how well and how fast, and a fourth while something is not well.
 """
 
 import time
@@ -14,10 +15,13 @@ from rich.text import Text
 
 _REFRESHES = 1  # a second: the time left counts seconds, and four took 0.8 % of a core
 _MEMORY = 0.8  # share of the old pace in the new one: the time left should not jump
+_SETS = 3  # validation sets that are shown: the first ones
+_WAITS = 0.05  # share of the time without data from which on it is a trouble
+_WELL_AGAIN = 10  # looks without another skipped step after which the last one is no news
 
 
 class Console:
-    """One line per `show`, or a live block of two lines with everything else scrolling above."""
+    """One line per `show`, or a live block with everything else scrolling above."""
 
     def __init__(self, stream: TextIO, *, total_steps: int, run_name: str) -> None:
         """Draws nothing before `start`."""
@@ -30,6 +34,8 @@ class Console:
         self._pace: float | None = None  # seconds a step
         self._since = time.perf_counter()
         self._live: Live | None = None
+        self._troubles: dict[str, str] = {}
+        self._looks = 0  # since the last skipped step
 
     def start(self, step: int) -> None:
         """Begins at `step` steps taken."""
@@ -47,7 +53,8 @@ class Console:
             self._live.start()
 
     def show(self, step: int, values: dict[str, Any]) -> None:
-        """Takes new values; those not given keep what they were on the live display."""
+        """Takes new values; those not given keep what they were on the live display. Where none of
+        them is one that is shown, a pipe gets no line."""
         now = time.perf_counter()
         if step > self._step:
             pace = (now - self._since) / (step - self._step)
@@ -56,10 +63,43 @@ class Console:
             self._step = step
         self._since = now  # what came between two looks at one step, an evaluation, was no step
         self._values.update(values)
-        if self._live is None:
+        self._judge(values)
+        if self._live is None and (words := describe(values)):
             width = len(str(self._total))
-            parts = [f"step {step:>{width}} of {self._total}", *describe(values), self._left()]
+            parts = [f"step {step:>{width}} of {self._total}", *words, self._left()]
             self.say(" | ".join(part for part in parts if part))
+
+    def hear(self, event: str, fields: dict[str, Any]) -> None:
+        """Takes note of what happened, where it is a trouble or the end of one."""
+        if event in ("save_failed", "copy_failed"):
+            self.trouble("save", f"{event.replace('_', ' ')} at step {fields.get('step')}")
+        elif event in ("saved", "copied"):
+            self.trouble("save", None)
+        elif event == "straggler":
+            self.trouble("rank", f"rank {fields['rank']} ({fields['host']}) is slow")
+        elif event == "skipped":
+            self._looks = 0
+            self.trouble("skipped", f"step {fields['step'] + 1} skipped")
+
+    def trouble(self, kind: str, words: str | None) -> None:
+        """Shows that something is not well; with None, that it is well again."""
+        if words is None:
+            self._troubles.pop(kind, None)
+        else:
+            self._troubles[kind] = words
+
+    def _judge(self, values: dict[str, Any]) -> None:
+        """What the numbers say of the troubles."""
+        if (waits := values.get("data_wait")) is not None:
+            words = f"waits for data {100 * waits:.0f}% of the time"
+            self.trouble("data", words if waits > _WAITS else None)
+        if (median := values.get("step_time/median")) is not None:
+            if values["step_time/slowest"] < 1.1 * median:
+                self.trouble("rank", None)
+        if "loss" in values:
+            self._looks += 1
+            if self._looks > _WELL_AGAIN:
+                self.trouble("skipped", None)
 
     def say(self, text: str) -> None:
         """Prints a line; above the display where there is one."""
@@ -91,24 +131,35 @@ class Console:
         )
         block = Table.grid()
         block.add_row(head)
-        block.add_row(Text("  ".join(describe(self._values)), style="dim"))
+        for words in (describe(self._values, LEARNING), describe(self._values, SPEED)):
+            block.add_row(_line("  ".join(words), "dim"))
+        if self._troubles:
+            block.add_row(_line("  ".join(self._troubles.values()), "bold yellow"))
         return block
 
 
-def describe(values: dict[str, Any]) -> list[str]:
-    """The known values as short words with units, in a fixed order; unknown ones are left out, and
-    so is a wait for data below 1 %: it says that all is well."""
-    shown = []
-    for key, value in values.items():
-        if value is None or not isinstance(value, int | float):
-            continue
-        if key in _WORDS:
-            shown.append((list(_WORDS).index(key), _WORDS[key](value)))
-        elif key.startswith("val/") and key.endswith("/loss"):
-            shown.append((len(_WORDS), f"val {key[4:-5]} {value:.4f}"))
-        elif key.startswith("val/") and key.endswith("/bits_per_byte"):
-            shown.append((len(_WORDS), f"{value:.4f} bits/byte"))
-    return [words for _, words in sorted(shown, key=lambda pair: pair[0]) if words]
+def _line(words: str, style: str) -> Text:
+    """One line, cut where the terminal ends: a display that wraps leaves its old lines behind."""
+    return Text(words, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def describe(values: dict[str, Any], part: tuple[str, ...] | None = None) -> list[str]:
+    """The known values as short words with units, in a fixed order, or those of one `part` of them;
+    unknown ones are left out, and so is a wait for data below 1 %: it says that all is well."""
+    shown = {
+        key: _WORDS[key](values[key]) for key in _WORDS if isinstance(values.get(key), int | float)
+    }
+    held_out = []
+    for key in [key for key in values if key.startswith("val/") and key.endswith("/loss")][:_SETS]:
+        if isinstance(values[key], int | float):
+            held_out.append(f"val {key[4:-5]} {values[key]:.4f}")
+        bits = values.get(f"{key[:-5]}/bits_per_byte")
+        if isinstance(bits, int | float):
+            held_out.append(f"{bits:.4f} bits/byte")
+    known = [word for key, word in shown.items() if word and (part is None or key in part)]
+    if part is None:
+        return known + held_out
+    return known + held_out if part == LEARNING else known
 
 
 def duration(seconds: float) -> str:
@@ -139,3 +190,5 @@ _WORDS = {
     "peak_memory": lambda value: f"{_short(value)}B",
     "data_wait": lambda value: f"waits for data {100 * value:.0f}%" if value >= 0.01 else "",
 }
+LEARNING = ("loss",)
+SPEED = ("tokens_per_second", "mfu", "learning_rate", "grad_norm", "peak_memory")

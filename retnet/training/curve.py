@@ -41,7 +41,8 @@ def loss_curve(folder: Path) -> Path | None:
             at, values, "o-", color=color, markersize=4.5, markeredgecolor="white",
             linewidth=1.2, label=f"validation {name}  {values[-1]:.3f}",
         )  # fmt: skip
-    _limit(axes, list(losses), [value for points in validation.values() for _, value in points])
+    others = [value for points in validation.values() for _, value in points]
+    axes.set_ylim(*limits(list(losses), others))
     axes.set_xlim(0, max(steps[-1], 1) * 1.01)
     axes.legend(frameon=False, labelcolor=_INK, loc="upper right")
     path = folder / "loss.png"
@@ -60,13 +61,14 @@ def smoothed(values: list[float], share: float = 0.05) -> list[float]:
     return result
 
 
-def _limit(axes: Axes, losses: list[float], others: list[float]) -> None:
-    """Keeps a spike from flattening the rest of the curve."""
+def limits(losses: list[float], others: list[float]) -> tuple[float, float]:
+    """Bottom and top of the axis of a curve with these values, in which a spike does not flatten
+    the rest; the `others` are all shown."""
     ordered = sorted(losses)
-    top = max(ordered[int(0.98 * (len(ordered) - 1))], *losses[:1], *others)
-    bottom = min(ordered[0], *others, top)
+    top = max([*ordered[int(0.98 * (len(ordered) - 1)) :][:1], *losses[:1], *others])
+    bottom = min([*ordered[:1], *others, top])
     margin = 0.06 * (top - bottom) or 0.1
-    axes.set_ylim(bottom - margin, top + margin)
+    return bottom - margin, top + margin
 
 
 def _style(axes: Axes, title: str) -> None:

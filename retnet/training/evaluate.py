@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from retnet.training.step import IGNORED, to_device
+from retnet.training.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -62,7 +63,6 @@ def score(
     return scores
 
 
-@torch.no_grad()
 def evaluate(
     engine: DeepSpeedEngine,
     batches: Iterable[dict[str, Tensor]],
@@ -78,20 +78,16 @@ def evaluate(
     Raises:
         ValueError: there was no target in any batch.
     """
-    was_training = engine.module.training
-    devices = [engine.device] if engine.device.type == "cuda" else []
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)  # nats, targets
     stopped = False
     one = torch.ones((), device=engine.device)  # the module's divisor: keeps the sum a sum
-    engine.eval()
-    with torch.random.fork_rng(devices=devices):
+    with undisturbed(engine, stance="default"):
         for batch in batches:
             if stopped := stop is not None and stop():
                 break
             batch = to_device(batch, engine.device)
             totals[0] += engine(**batch, num_items_in_batch=one, **PURE).loss
             totals[1] += (batch["shift_labels"] != IGNORED).sum()
-    engine.train(was_training)
     if stopped:
         return None
     dist.all_reduce(totals)

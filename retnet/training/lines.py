@@ -89,9 +89,15 @@ def truncate_after(file: Path, step: int) -> None:
 
 
 def line_of(entry: dict[str, Any]) -> str:
-    """An entry as a line of strict JSON: a number that is not finite is null there."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in entry.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    """An entry as a line of strict JSON: a number that is not finite, at any depth, is null."""
+    return json.dumps(_finite(entry), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,61 +1,29 @@
-"""What a run says about itself: metrics.jsonl and events.jsonl, and two views of them.
+"""What a run says about itself: numbers (metrics.jsonl), what happened (events.jsonl), and what
+the model can do in full (evaluations.jsonl: texts, curves, grids).
 
-The JSON lines are the truth; the console and wandb are views that may be off. Rank 0 alone speaks,
-on other ranks every method does nothing. It measures nothing: every value comes from the caller.
+The JSON lines are the truth; the console and the sinks (sinks.py) are views of them. Rank 0 alone
+speaks, on other ranks every method does nothing. It measures nothing: every value comes from the
+caller.
 """
 
 import logging
-import netrc
-import os
-import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from retnet.training.console import Console
 from retnet.training.lines import LineFile, read_lines, truncate_after
+from retnet.training.sinks import LoggingConfig, Sink, note_sent, open_sinks, sent
 
 log = logging.getLogger(__name__)
 
 Value = int | float | str | None
 
 
-class WandbMode(Enum):
-    """Whether wandb shows the run too. Lower case, because that is how YAML says it."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    off = "off"
-
-
-@dataclass
-class LoggingConfig:
-    """What is shown, and where."""
-
-    wandb: WandbMode = WandbMode.auto
-    """auto: online if this machine is logged in to wandb, else off; online; offline: into the run
-    folder, for `wandb sync`; off."""
-    wandb_project: str = "retnet"
-    """The wandb project that the run belongs to."""
-    wandb_entity: str | None = None
-    """The wandb user or team; null is the account's default."""
-    peak_flops: float | None = None
-    """Peak of one device in FLOP/s, for the MFU; null takes a known device's data sheet."""
-    sample_tokens: int = 200
-    """Tokens of the sample that the model writes at the end; 0 writes none."""
-
-    def __post_init__(self) -> None:
-        if self.peak_flops is not None and self.peak_flops <= 0.0:
-            raise ValueError(f"logging.peak_flops is {self.peak_flops}; it must be above 0.")
-        if self.sample_tokens < 0:
-            raise ValueError(f"logging.sample_tokens is {self.sample_tokens}; it must be >= 0.")
-
-
 class Metrics:
-    """The run's voice: `log` numbers, `event` what happened, `say` a line on the console."""
+    """The run's voice: `log` numbers, `detail` what is no number, `event` what happened, `say` a
+    line on the console."""
 
     def __init__(
         self,
@@ -78,13 +46,14 @@ class Metrics:
             folder.mkdir(parents=True, exist_ok=True)
             self._metrics = LineFile(folder / "metrics.jsonl")
             self._events = LineFile(folder / "events.jsonl")
+            self._details: LineFile | None = None  # made with its first line
         except OSError as error:
             raise ValueError(
                 f"{folder} cannot be written ({error.strerror}): a run keeps its record and its "
                 "checkpoints there; make room or rights, or start elsewhere."
             ) from error
         self._console = Console(console, total_steps=total_steps, run_name=run_name)
-        self._wandb = open_wandb(folder, config, run_name, resolved_config)
+        self._sinks = open_sinks(folder, config, run_name, resolved_config)
 
     def resume_at(self, step: int) -> None:
         """Forgets the lines of later steps, which a killed run wrote and this one writes again."""
@@ -93,6 +62,14 @@ class Metrics:
         self._metrics.close()
         truncate_after(self._folder / "metrics.jsonl", step)
         self._metrics = LineFile(self._folder / "metrics.jsonl")
+        if self._details is not None:
+            self._details.close()
+            self._details = None
+        if (details := self._folder / "evaluations.jsonl").exists():
+            truncate_after(details, step)
+        if sent(self._folder) > step:
+            note_sent(self._folder, step)
+        self._show(lambda sink: sink.rewind(step))
         self._console.start(step)
 
     def log(self, step: int, values: dict[str, Value]) -> None:
@@ -102,14 +79,25 @@ class Metrics:
             return
         self._note(self._metrics.add({"step": step, **values}))
         self._console.show(step, values)
-        if self._wandb is not None:
-            self._wandb.log({"step": step, **values})
+        self._show(lambda sink: sink.log(step, values))
+
+    def detail(self, step: int, kind: str, **fields: Any) -> None:
+        """Writes one line of evaluations.jsonl: what was asked of the model at that step (a sample,
+        a curve over positions, a grid) in full. Lists and strings stay as they are; a number in
+        them that is not finite becomes null."""
+        if not self._speaks:
+            return
+        if self._details is None:
+            self._details = LineFile(self._folder / "evaluations.jsonl")
+        self._note(self._details.add({"step": step, "kind": kind, **fields}))
+        self._show(lambda sink: sink.detail(step, kind, fields))
 
     def event(self, kind: str, **fields: Any) -> None:
         """Writes what happened, with the time (UTC), and waits until both files are on the disk:
         events are few, and one marks every checkpoint."""
         if not self._speaks:
             return
+        self._console.hear(kind, fields)
         failed = self._events.add({"time": _now(), "event": kind, **fields}, sync=True)
         self._note(self._metrics.flush(sync=True) or failed)
 
@@ -129,87 +117,42 @@ class Metrics:
         """Says once that lines wait for a disk that takes none, and once that they are written."""
         if error is not None and not self._troubled:
             self.say(f"{self._folder} takes no lines ({error.strerror}): they wait in memory")
-        waiting = self._metrics.waiting + self._events.waiting
+        waiting = sum(file.waiting for file in self._files())
         if error is None and self._troubled and not waiting:
             self.say(f"{self._folder} takes lines again, and has those that waited")
+        words = f"{self._folder} takes no lines: {waiting} wait" if waiting else None
+        self._console.trouble("files", words)
         self._troubled = error is not None or (self._troubled and waiting > 0)
 
     def close(self) -> None:
-        """Ends the display, the files and wandb's run; harmless twice."""
+        """Ends the display, the files and the sinks; harmless twice."""
         if not self._speaks:
             return
         self._speaks = False
         self._console.close()
-        self._metrics.close()
-        self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for file in self._files():
+            file.close()
+        self._show(lambda sink: sink.close())
+
+    def _show(self, action: Callable[[Sink], None]) -> None:
+        """A view that fails, for whatever reason, goes; the run does not."""
+        for sink in list(self._sinks):
+            try:
+                action(sink)
+            except Exception as error:
+                log.exception("a view of the run failed")
+                self._sinks.remove(sink)
+                kind = type(sink).__name__.lower()
+                self.say(f"{kind} shows no more of this run ({error}); the files have all of it")
+
+    def _files(self) -> list[LineFile]:
+        return [self._metrics, self._events, *([self._details] if self._details else [])]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def open_wandb(
-    folder: Path, config: LoggingConfig, run_name: str, resolved_config: dict[str, Any]
-) -> Any | None:
-    """wandb's run, or None; never asks anything. The run's id is kept in `folder`, so that a
-    resumed run goes on in the same place.
-
-    Raises:
-        ValueError: logging.wandb is online and there is no key on this machine.
-    """
-    mode = config.wandb
-    if mode is WandbMode.auto:
-        mode = WandbMode.online if is_logged_in() else WandbMode.off
-    if mode is WandbMode.off:
-        return None
-    if mode is WandbMode.online and not is_logged_in():
-        raise ValueError(
-            "logging.wandb is online and this machine has no wandb key; run `wandb login`, "
-            "or set logging.wandb to offline or off."
-        )
-    import wandb
-
-    id_file = folder / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:12])
-    try:
-        run = wandb.init(
-            project=config.wandb_project,
-            entity=config.wandb_entity,
-            name=run_name,
-            id=id_file.read_text(),
-            resume="allow",
-            dir=folder,
-            config=resolved_config,
-            mode=mode.value,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    except wandb.errors.Error as error:
-        if config.wandb is not WandbMode.auto:
-            raise
-        log.warning("wandb is off, because it could not be reached: %s", error)
-        return None
-    # Its own step may only grow, and a run that went back to a checkpoint comes by again.
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    return run
-
-
-def is_logged_in() -> bool:
-    """Whether wandb has a key here, in its variable or in the netrc file; asks no server."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = address.split("://")[-1].split("/")[0]
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return file.is_file() and netrc.netrc(file).authenticators(host) is not None
-    except netrc.NetrcParseError:
-        return False
 
 
 def _now() -> str:

@@ -76,13 +76,7 @@ def pieces(engine: DeepSpeedEngine, *, whole: bool = False) -> Iterator[Piece]:
     for weight in _stepped(engine):
         _make_moments(inner, weight)
     stage = engine.zero_optimization_stage()
-    if stage == 0:
-        places = _replicated(engine, whole)
-    elif stage < 3:
-        places = _partitioned(engine)
-    else:
-        places = _partitioned_by_weight(engine)
-    for name, start, owner, offset, count in places:
+    for name, start, owner, offset, count in places(engine, stage, whole):
         if count == 0:
             continue
         moments = inner.state[owner]
@@ -93,6 +87,13 @@ def pieces(engine: DeepSpeedEngine, *, whole: bool = False) -> Iterator[Piece]:
 _Place = tuple[str, int, Tensor, int, int]
 """A parameter's name, the first of its elements here, the master tensor that they lie in, the first
 one's place in that tensor, and how many there are."""
+
+
+def places(engine: DeepSpeedEngine, stage: int, whole: bool = False) -> Iterator[_Place]:
+    """Where this rank's pieces of the masters lie; some may be empty. Not collective."""
+    if stage == 0:
+        return _replicated(engine, whole)
+    return _partitioned(engine) if stage < 3 else _partitioned_by_weight(engine)
 
 
 def _replicated(engine: DeepSpeedEngine, whole: bool) -> Iterator[_Place]:

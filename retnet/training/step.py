@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from retnet.training.bad_gradients import find_bad_gradients
+from retnet.training.layer_norms import (
+    Norms,
+    activation_squares,
+    gradient_squares,
+    norms_of_layers,
+)
 from retnet.training.norm_limit import forget_gradients, norm_of
+from retnet.training.ranks import ForwardClock
 from retnet.training.stability import Limits, Stability
 
 if TYPE_CHECKING:
@@ -53,6 +60,8 @@ class StepResult:
     """With a `Stability`: why no weight moved, in words."""
     finite: bool = True
     """Whether its loss and gradient were; a refused one may have been far too large."""
+    seconds: tuple[float, ...] = field(default=(), compare=False)
+    """By rank, what its forward passes took."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,15 @@ class QueuedStep:
     """Over all ranks, the loss that was judged by `limits`; float64 scalar on the device."""
     limits: Limits | None = None
     """What the step was judged by; None: by whether it was finite alone."""
+    norms: Norms | None = None
+    """By layer, where they were asked for."""
+    clock: ForwardClock | None = None
+    """What this rank's forward passes took."""
+
+    @property
+    def num_items(self) -> Tensor:
+        """What the module divided by."""
+        return _num_items(self.targets, len(self.micro_batches))
 
 
 def train_step(
@@ -90,6 +108,7 @@ def train_step(
     seed: int,
     step: int,
     stability: Stability | None = None,
+    norms: bool = False,
 ) -> QueuedStep:
     """Queues the step that follows `step` steps already taken (0 for the first); collective.
 
@@ -97,7 +116,8 @@ def train_step(
     up its token losses and divides by `num_items_in_batch` (a float32 scalar). With the fused
     update the host waits for nothing; a gradient that is not finite then moves no weight, moment
     or counter on any rank, neither in this step nor, without `stability`, in any later one of this
-    engine. With it a step is refused too where its loss or norm is above the limits.
+    engine. With it a step is refused too where its loss or norm is above the limits. `norms`:
+    also by layer, which costs a forward pass of one row.
     """
     _check_accumulation(engine, micro_batches)
     micro_batches = [to_device(batch, engine.device) for batch in micro_batches]
@@ -106,13 +126,15 @@ def train_step(
     dist.all_reduce(targets)
     num_items = _num_items(targets, len(micro_batches))
     limits = stability.limits() if stability is not None else None
-    mean = None
+    mean, layers, clock = None, None, ForwardClock(engine.device)
+    activation = activation_squares(engine, micro_batches[0]) if norms else {}
     engine.optimizer.norm_limit = limits.norm if limits is not None else None
     seed_step(seed, step)
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for batch in micro_batches:
         last = batch is micro_batches[-1]
-        loss = engine(**batch, num_items_in_batch=num_items).loss
+        with clock:
+            loss = engine(**batch, num_items_in_batch=num_items).loss
         total += loss.detach()
         if limits is None:
             gate = 1.0 + 0.0 * loss.detach()
@@ -126,6 +148,8 @@ def train_step(
         engine.backward(loss * gate)
         if not last:
             engine.step()
+    if norms:
+        layers = norms_of_layers(gradient_squares(engine), activation)
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     engine.step()
@@ -135,7 +159,7 @@ def train_step(
     if skipped := not engine.was_step_applied():
         forget_gradients(engine)
     given = (skipped, step, learning_rate, seed, micro_batches)
-    return QueuedStep(total, norm, targets, *given, mean, limits)
+    return QueuedStep(total, norm, targets, *given, mean, limits, layers, clock)
 
 
 def _judge(
@@ -162,27 +186,30 @@ def read_steps(engine: DeepSpeedEngine, queued: list[QueuedStep]) -> list[StepRe
     if not queued:
         return []
     mine = torch.stack([_numbers(step) for step in queued])
+    seconds = [step.clock.seconds() if step.clock else 0.0 for step in queued]
+    mine = torch.cat([mine, torch.tensor(seconds).to(mine).unsqueeze(1)], dim=1)
     by_rank = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(by_rank, mine)
     numbers = torch.stack(by_rank, dim=1).tolist()  # by step, by rank
     results = []
     for step, ranks in zip(queued, numbers, strict=True):
-        losses = [rank[0] for rank in ranks]
-        _, norm, targets, *judged = ranks[0]
+        losses, times = [rank[0] for rank in ranks], tuple(rank[-1] for rank in ranks)
+        _, norm, targets, *judged, _ = ranks[0]
         mean = sum(losses) / (len(losses) * len(step.micro_batches))
         overflow = step.skipped and engine.fp16_enabled() and math.isfinite(mean)
         if step.limits is not None:
             why, finite = _words(losses, norm, *judged)
             if overflow and not math.isfinite(norm):
                 why = None
-            results.append(StepResult(mean, norm, int(targets), overflow and not why, why, finite))
+            skipped = overflow and not why
+            results.append(StepResult(mean, norm, int(targets), skipped, why, finite, times))
             continue
         for rank, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise NonFiniteError(step.step, f"the loss on rank {rank} is {loss}")
         if not overflow:
             _check_gradient(engine, step, norm)
-        results.append(StepResult(mean, norm, int(targets), step.skipped))
+        results.append(StepResult(mean, norm, int(targets), step.skipped, seconds=times))
     return results
 
 
@@ -232,7 +259,7 @@ def _check_gradient(engine: DeepSpeedEngine, queued: QueuedStep, norm: float) ->
     if math.isfinite(norm) and not queued.skipped:
         return
     seed_step(queued.seed, queued.step)
-    where = find_bad_gradients(engine, queued)
+    where = find_bad_gradients(engine, queued.micro_batches, queued.num_items)
     raise NonFiniteError(queued.step, f"the loss is finite and the gradient is not{where}")
 
 
@@ -252,30 +279,3 @@ def seed_step(seed: int, step: int) -> None:
     """Makes what the step draws (dropout) a function of seed, step and rank, not of history."""
     digest = hashlib.blake2b(f"{seed} {step} {dist.get_rank()}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)  # torch takes 63 bits
-
-
-def find_bad_gradients(engine: DeepSpeedEngine, queued: QueuedStep) -> str:
-    """Says which rank's gradient is bad, by doing the step's backward passes again; collective.
-
-    Once reduced, a gradient no longer tells where it came from, and looking at every gradient of
-    every step would cost a wait for each; the run is about to stop, so this may be slow.
-    """
-    names: list[str] = []
-
-    def watch(name: str) -> Callable[[Tensor], None]:
-        return lambda gradient: None if gradient.isfinite().all() else names.append(name)
-
-    hooks = [
-        parameter.register_hook(watch(name))
-        for name, parameter in engine.module.named_parameters()
-        if parameter.requires_grad
-    ]
-    num_items = _num_items(queued.targets, len(queued.micro_batches))
-    for batch in queued.micro_batches:
-        engine.backward(engine(**batch, num_items_in_batch=num_items).loss)
-    for hook in hooks:
-        hook.remove()
-    first: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(first, names[0] if names else None)
-    bad = [f"that of {name} on rank {rank}" for rank, name in enumerate(first) if name]
-    return f" (first {', '.join(bad)})" if bad else " (in the sum over the ranks)"

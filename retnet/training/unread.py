@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from retnet.training.bad_gradients import find_bad_gradients
 from retnet.training.metrics import Metrics
+from retnet.training.ranks import RankTimes
 from retnet.training.stability import Mode, Stability, StabilityConfig, strikes_within
 from retnet.training.state import TrainState
 from retnet.training.step import (
     NonFiniteError,
     QueuedStep,
     StepResult,
-    find_bad_gradients,
     read_steps,
 )
 
@@ -28,7 +29,15 @@ MAX_UNREAD = 64
 class UnreadSteps:
     """The steps since the last reading, in order, and what they are judged by."""
 
-    def __init__(self, engine: DeepSpeedEngine, metrics: Metrics, config: StabilityConfig) -> None:
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        metrics: Metrics,
+        config: StabilityConfig,
+        straggler: float = 1.25,
+    ) -> None:
+        """`straggler`: as logging.straggler."""
+        self._times = RankTimes(straggler)
         self._engine = engine
         self._metrics = metrics
         self._config = config
@@ -62,6 +71,9 @@ class UnreadSteps:
             results = read_steps(self._engine, self._queued)
             for queued, result in zip(self._queued, results, strict=True):
                 state.tokens += result.tokens
+                self._times.add(result.seconds)
+                if queued.norms is not None:  # a line of its own: the step may not be logged
+                    self._metrics.log(queued.step + 1, queued.norms.read())
                 if result.skipped or result.refused:
                     self._refused(queued, result, state)
                 self._last = queued, result
@@ -79,6 +91,18 @@ class UnreadSteps:
             measured["skipped_steps"] = state.skipped
         return {"tokens": state.tokens, "learning_rate": queued.learning_rate} | measured
 
+    def times(self, step: int) -> dict[str, float]:
+        """What the ranks' own work took since the last time this was asked, to be logged at `step`;
+        says which rank the others wait for, once an hour. The same on every rank; collective."""
+        values, slow = self._times.look()
+        if slow is not None:
+            self._metrics.event("straggler", step=step, **slow._asdict())
+            self._metrics.say(
+                f"rank {slow.rank} ({slow.host}) is slow: {slow.factor:.2f} times what the others' "
+                "forward passes take"
+            )
+        return values
+
     def _refused(self, queued: QueuedStep, result: StepResult, state: TrainState) -> None:
         """Counts and tells of a step that moved no weight."""
         if result.refused is None:
@@ -94,7 +118,9 @@ class UnreadSteps:
             struck = strikes_within(state.strikes, queued.step, config.window)
             state.strikes = [*struck, queued.step]
         if not rolls and not result.finite and len(state.strikes) >= config.strikes:
-            where = find_bad_gradients(self._engine, queued) if "gradient" in result.refused else ""
+            where = ""
+            if "gradient" in result.refused:
+                where = find_bad_gradients(self._engine, queued.micro_batches, queued.num_items)
             raise NonFiniteError(
                 queued.step,
                 f"{result.refused}{where}, such steps: {len(state.strikes)} of the last "

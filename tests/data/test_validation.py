@@ -74,3 +74,27 @@ def test_a_source_that_holds_nothing_out_leaves_the_other_sets(
     none = dataclasses.replace(config, validation_fraction=0.0)
     loader = open_rank(none, tokenizer, 0, 1)
     assert [one.name for one in loader.validation] == ["book"]
+
+
+@pytest.mark.parametrize("length", [30, 4000])
+def test_long_rows_are_beginnings_of_documents_or_all_of_them_end_to_end(
+    tmp_path: Path, tokenizer: Tokenizer, length: int
+) -> None:
+    config = write_corpus("files", tmp_path, make_documents(200))
+    ranks = [open_rank(config, tokenizer, rank, 2).validation[0] for rank in range(2)]
+    documents = [
+        [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in ranks[0].texts
+    ]
+    assert ranks[0].tokens == sum(map(len, documents)) > length
+    (rows, joined), (others, _) = (one.long_rows(length, 4) for one in ranks)
+    assert 1 <= len(rows) <= 4 and joined == (length == 4000)
+    stream = [index for document in documents for index in document]
+    texts = [stream] if joined else [ids for ids in documents if len(ids) > length]
+    for number, (row, other, text) in enumerate(zip(rows, others, texts, strict=False)):
+        assert all(torch.equal(row[key], other[key]) for key in row), number
+        assert row["input_ids"].tolist() == [text[:length]]
+        assert not row["segment_start"].any()
+        labels, after = row["shift_labels"][0], torch.tensor(text[1 : length + 1])
+        begins = after == tokenizer.bos_id
+        assert (labels[begins] == IGNORED).all() and torch.equal(labels[~begins], after[~begins])
+        assert bool(begins.any()) == joined

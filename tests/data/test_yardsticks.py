@@ -28,8 +28,9 @@ def test_gzip_is_each_document_deflated_with_its_header(
 
 def test_a_comparison_says_less_for_the_better_model(tokenizer: Tokenizer) -> None:
     texts = ["a", "b", "c", "d"]
-    unigram = yardsticks(texts, tokenizer)["unigram"]
-    lines = compare(unigram * 0.75, texts, tokenizer)
+    easy = yardsticks(texts, tokenizer)
+    unigram = easy["unigram"]
+    lines = compare(unigram * 0.75, texts, easy)
     assert "4 documents, 4 bytes" in lines[0]
     assert lines[2].endswith(f"{unigram:.3f} bits per byte: the model needs 25% less")
-    assert compare(unigram * 1.1, texts, tokenizer)[2].endswith("the model needs 10% more")
+    assert compare(unigram * 1.1, texts, easy)[2].endswith("the model needs 10% more")

@@ -15,12 +15,13 @@ from tests import forked
 def start(
     scenario: str, world_size: int, folder: Path, *, module: str = "workers", **arguments: Any
 ) -> list[forked.Forked]:
-    """One process per rank, running `scenario` of a module beside this; they meet over gloo."""
+    """One process per rank, running `scenario` of a module beside this, or of one named whole; they
+    meet over gloo."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    module = f"tests.retnet.training.{module}"
+    module = module if "." in module else f"tests.retnet.training.{module}"
     command = ["-m", module, scenario, str(folder), json.dumps(arguments)]
     processes = []
     for rank in range(world_size):

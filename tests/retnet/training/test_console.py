@@ -19,10 +19,14 @@ import sys, time
 from retnet.training.console import Console
 console = Console(sys.stdout, total_steps=20, run_name="run7")
 console.start(4)
-for step in range(5, 8):
-    time.sleep(0.3)
-    console.show(step, {"loss": 2.5, "tokens_per_second": 12345.0, "mfu": 0.312})
+held_out = {f"val/set{n}/loss": 2.0 + n for n in range(5)}
+speed = {"tokens_per_second": 12345.0, "mfu": 0.312, "grad_norm": 0.8, "learning_rate": 9e-4}
+for step in (6, 7):
+    time.sleep(0.1)
+    waits = 0.4 if step == 6 else 0.0
+    console.show(step, {"loss": 2.5, "data_wait": waits, "grad_norm/head": 3.0} | speed | held_out)
     console.say(f"saved step {step}")
+    time.sleep(1.1)  # the display is drawn once a second
 console.close()
 """
 
@@ -42,13 +46,14 @@ def test_a_pipe_gets_one_plain_line_for_each_record() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_terminal_gets_a_display_that_redraws_itself() -> None:
+def test_a_terminal_of_80_columns_gets_three_lines_that_redraw_themselves() -> None:
+    """And a fourth as long as something is not well."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
         stdout=follower,
-        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
     )
     os.close(follower)
     shown = b""
@@ -61,10 +66,47 @@ def test_a_terminal_gets_a_display_that_redraws_itself() -> None:
             break
         shown += piece
     assert process.wait() == 0
-    text = shown.decode()
-    assert "\x1b[1A" in text, "the display never went back up to redraw itself"
-    for words in ("step 7 of 20", "loss 2.5000", "12.3k tokens/s", "MFU 31.2%", "saved step 6"):
-        assert words in text
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    frames = text.split("run7 ")[1:]
+    last = [line.strip() for line in frames[-1].replace("\r", "\n").split("\n") if line.strip()]
+    assert len(last) == 3 and all(len(line) <= 80 for line in last)
+    assert last[0].endswith("left") and "step 7 of 20" in last[0]
+    assert last[1] == "loss 2.5000  val set0 2.0000  val set1 3.0000  val set2 4.0000"
+    assert last[2] == "12.3k tokens/s  MFU 31.2%  rate 9.00e-04  norm 0.80"
+    troubled = [frame for frame in frames if "waits for data 40% of the time" in frame]
+    assert 0 < len(troubled) < len(frames) and "saved step 6" in text
+    assert "\x1b[2A" in shown.decode() or "\x1b[1A" in shown.decode()
+
+
+def test_a_trouble_is_shown_until_it_is_well_again() -> None:
+    console = Console(io.StringIO(), total_steps=10, run_name="run7")
+    console.start(0)
+
+    def shown() -> list[str]:
+        return list(console._troubles.values())
+
+    console.hear("save_failed", {"step": 4})
+    assert shown() == ["save failed at step 4"]
+    console.hear("saved", {"step": 6})
+    console.hear("straggler", {"rank": 3, "host": "node7"})
+    assert shown() == ["rank 3 (node7) is slow"]
+    console.show(7, {"step_time/median": 1.0, "step_time/slowest": 1.4})
+    assert shown() == ["rank 3 (node7) is slow"]
+    console.show(8, {"step_time/median": 1.0, "step_time/slowest": 1.05})
+    console.hear("skipped", {"step": 8})
+    for step in range(9, 19):
+        assert shown() == ["step 9 skipped"]
+        console.show(step, {"loss": 1.0})
+    console.show(20, {"loss": 1.0, "data_wait": 0.04})
+    assert shown() == []
+
+
+def test_numbers_that_are_not_shown_make_no_line() -> None:
+    stream = io.StringIO()
+    console = Console(stream, total_steps=10, run_name="run7")
+    console.start(0)
+    console.show(1, {"grad_norm/head": 1.0, "activation_rms/layer.00": 2.0})
+    assert stream.getvalue() == ""
 
 
 def test_the_time_of_an_evaluation_is_not_taken_from_the_time_left() -> None:

@@ -9,13 +9,9 @@ from typing import Any
 import pytest
 
 from retnet.training.curve import loss_curve, smoothed
-from retnet.training.metrics import (
-    LoggingConfig,
-    Metrics,
-    WandbMode,
-    is_logged_in,
-    read_lines,
-)
+from retnet.training.lines import read_lines
+from retnet.training.metrics import Metrics
+from retnet.training.sinks import LoggingConfig, WandbMode
 from tests import forked
 from tests.small_disk import fill
 
@@ -60,6 +56,27 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(RuntimeError, match="metrics.jsonl line 2"):
         read_lines(tmp_path / "metrics.jsonl")
+
+
+def test_a_resumed_run_has_what_was_asked_of_the_model_once(tmp_path: Path) -> None:
+    file = tmp_path / "evaluations.jsonl"
+    with _open(tmp_path) as metrics:
+        metrics.resume_at(0)
+        assert not file.exists()
+        for step in (2, 4, 6):
+            metrics.detail(step, "samples", prompt="def ", text=f"at {step}")
+            metrics.detail(step, "positions", loss=[1.0, float("nan")], grid=[[float("inf")]])
+    for _ in range(2):  # a new process, and a return to an older checkpoint within one
+        with _open(tmp_path) as metrics:
+            metrics.resume_at(4)
+            metrics.detail(6, "samples", prompt="def ", text="at 6")
+            metrics.resume_at(4)
+            metrics.detail(6, "samples", prompt="def ", text="at 6 again")
+    lines = read_lines(file)
+    assert [line["step"] for line in lines] == [2, 2, 4, 4, 6]
+    assert lines[0] == {"step": 2, "kind": "samples", "prompt": "def ", "text": "at 2"}
+    assert (lines[1]["loss"], lines[1]["grid"]) == ([1.0, None], [[None]])
+    assert lines[-1]["text"] == "at 6 again"
 
 
 def test_every_line_is_strict_json(tmp_path: Path) -> None:
@@ -127,7 +144,8 @@ def test_a_killed_process_loses_no_line_it_logged(tmp_path: Path) -> None:
     script = f"""
 import os, signal, sys
 from pathlib import Path
-from retnet.training.metrics import LoggingConfig, Metrics, WandbMode
+from retnet.training.metrics import Metrics
+from retnet.training.sinks import LoggingConfig, WandbMode
 metrics = Metrics(Path({str(tmp_path)!r}), LoggingConfig(wandb=WandbMode.off), console=sys.stdout,
                   total_steps=9, run_name="r", resolved_config={{}}, rank=0)
 metrics.resume_at(0)
@@ -138,35 +156,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = forked.run("-c", script, folder=tmp_path, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
-
-
-def test_wandb_offline_writes_its_files_and_a_resumed_run_keeps_its_id(tmp_path: Path) -> None:
-    config = LoggingConfig(wandb=WandbMode.offline)
-    for first, last in ((1, 4), (3, 6)):  # the second comes by step 3 again
-        with _open(tmp_path, config) as metrics:
-            metrics.resume_at(first - 1)
-            for step in range(first, last):
-                metrics.log(step, {"loss": 0.5})
-    identity = (tmp_path / "wandb_id").read_text()
-    files = list(tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
-    assert len(files) == 2 and all(file.stat().st_size > 0 for file in files)
-
-
-def test_wandb_is_off_without_a_key_and_online_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not is_logged_in()
-    with _open(tmp_path / "auto", LoggingConfig(wandb=WandbMode.auto)) as metrics:
-        metrics.resume_at(0)
-        metrics.log(1, {"loss": 1.0})
-    names = sorted(path.name for path in (tmp_path / "auto").iterdir())
-    assert names == ["events.jsonl", "metrics.jsonl"]
-    with pytest.raises(ValueError, match="logging.wandb is online.*wandb login"):
-        _open(tmp_path / "online", LoggingConfig(wandb=WandbMode.online))
-    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
-    assert is_logged_in()
 
 
 def test_the_curve_is_drawn_from_the_lines(tmp_path: Path) -> None:
@@ -184,12 +173,3 @@ def test_the_curve_is_drawn_from_the_lines(tmp_path: Path) -> None:
 def test_smoothing_keeps_a_constant_and_the_length() -> None:
     assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
     assert smoothed([1.0]) == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("values", "key"),
-    [({"peak_flops": 0.0}, "logging.peak_flops is 0.0"), ({"sample_tokens": -1}, "sample_tokens")],
-)
-def test_impossible_logging_is_refused_by_its_key(values: dict[str, Any], key: str) -> None:
-    with pytest.raises(ValueError, match=key):
-        LoggingConfig(**values)

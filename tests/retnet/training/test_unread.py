@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from retnet.training.metrics import LoggingConfig, Metrics, WandbMode
+from retnet.training.metrics import Metrics
+from retnet.training.sinks import LoggingConfig, WandbMode
 from retnet.training.stability import Mode, StabilityConfig
 from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, QueuedStep

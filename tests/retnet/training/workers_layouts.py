@@ -15,12 +15,15 @@ from retnet.training.manifest import read_manifest
 from retnet.training.pieces import buffers, counter, pieces, shapes
 from retnet.training.restore import restore
 from retnet.training.state import TrainState
+from retnet.training.step import StepResult, read_steps, train_step
 from tests.retnet.training.small_model import SmallModel, global_batch, make_model, share
 from tests.retnet.training.workers import (
     DTYPES,
     LAYOUTS,
     OPTIMIZER,
+    RATE,
     main,
+    rows_of,
     save,
     start,
     take_steps,
@@ -53,9 +56,28 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     ]
 
 
+def watched_steps(
+    engine: deepspeed.DeepSpeedEngine, first: int, last: int
+) -> tuple[list[StepResult], list[dict[str, float]]]:
+    """As `take_steps`, with a look at the norms of the layers in each step."""
+    queued = [
+        train_step(
+            engine,
+            rows_of(engine, step),
+            learning_rate=RATE / (step + 1),
+            seed=5,
+            step=step,
+            norms=True,
+        )
+        for step in range(first, last)
+    ]
+    return read_steps(engine, queued), [step.norms.read() for step in queued]
+
+
 def resumed(folder: Path) -> dict[Any, Any]:
     """In every layout three steps, a checkpoint and three more; then in each layout a new engine
-    loads what all of them saved, its own last, and takes three steps from it. With dropout."""
+    loads what all of them saved, its own last, and takes three steps from it, watched. With
+    dropout."""
     state = TrainState(step=3, position=24, tokens=240, data_fingerprint="f")
     mine = share(global_batch(99, 4), dist.get_rank(), dist.get_world_size(), 1)
     found: dict[Any, Any] = {}
@@ -87,7 +109,8 @@ def resumed(folder: Path) -> dict[Any, Any]:
                 }
             seen["decays"] = [group["weight_decay"] for group in engine.optimizer.param_groups]
             engine.optimizer.param_groups[0]["weight_decay"] = OPTIMIZER.weight_decay
-            seen["again"] = take_steps(engine, 3, 6), everything(engine)
+            seen["again"], seen["norms"] = watched_steps(engine, 3, 6)
+            seen["again"] = seen["again"], everything(engine)
             engine.destroy()
     torch.save({key: seen["saved"] for key, seen in found.items()}, folder / "saved.pt")
     return found

@@ -1,16 +1,24 @@
 """What one rank does in the tests of bad steps: real engines over gloo, no assertions."""
 
+import io
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from retnet.training.engine import gather_weights
+from retnet.training.lines import read_lines
+from retnet.training.metrics import Metrics
 from retnet.training.optimizer import Update
 from retnet.training.pieces import counter, pieces
-from retnet.training.stability import Stability, StabilityConfig
+from retnet.training.sinks import LoggingConfig, WandbMode
+from retnet.training.stability import Mode, Stability, StabilityConfig
+from retnet.training.state import TrainState
 from retnet.training.step import StepResult, read_steps, train_step
+from retnet.training.unread import UnreadSteps
 from tests.retnet.training.looks import Looks
 from tests.retnet.training.small_model import Output, SmallModel, make_model
 from tests.retnet.training.workers import DTYPES, LAYOUTS, RATE, main, rows_of, start
@@ -86,19 +94,49 @@ def refused(folder: Path) -> dict[Any, Any]:
 
 
 def unwatched(folder: Path) -> dict[Any, list[str]]:
-    """Where the host looks at a tensor while a judged step is queued, the update being fused."""
+    """Where the host looks at a tensor while a judged step is queued, the update being fused, with
+    a look at its layers."""
     found = {}
     for stage in (0, 1, 2):
         engine = start(make_model(), stage, False, DTYPES[1], 2)
         stability = Stability(CONFIG, engine.device, {})
         take(engine, stability, [0, 1, 2])
         with Looks() as looks:
-            train_step(
-                engine, rows_of(engine, 3), learning_rate=0.1, seed=5, step=3, stability=stability
-            )
+            rows = rows_of(engine, 3)
+            how = {"learning_rate": 0.1, "seed": 5, "step": 3, "stability": stability}
+            train_step(engine, rows, **how, norms=True)
         found[stage] = looks.found
         engine.destroy()
     return found
+
+
+class Slow(SmallModel):
+    """Takes a tenth of a second on the second rank."""
+
+    def forward(self, *args: Tensor, **kwargs: Any) -> Output:
+        """As the model's."""
+        time.sleep(0.1 * dist.get_rank())
+        return super().forward(*args, **kwargs)
+
+
+def slow_rank(folder: Path) -> dict[str, Any]:
+    """What is logged and told of four steps, each looked at, where the second rank is slow."""
+    engine, said = start(make_model(Slow), 1, False, DTYPES[0], 1), io.StringIO()
+    off = LoggingConfig(wandb=WandbMode.off)
+    how = {"console": said, "total_steps": 9, "run_name": "run", "resolved_config": {}}
+    folder = folder / str(dist.get_rank())  # each rank writes what it would tell
+    metrics = Metrics(folder, off, **how, rank=0)
+    state, values = TrainState(), []
+    unread = UnreadSteps(engine, metrics, StabilityConfig(mode=Mode.off))
+    unread.begin(state)
+    for step in range(4):
+        rows = rows_of(engine, step)
+        unread.add(train_step(engine, rows, learning_rate=0.1, seed=5, step=step), state)
+        unread.read(state)
+        values.append(unread.times(step + 1))
+    metrics.close()
+    events = read_lines(folder / "events.jsonl")
+    return {"values": values, "events": events, "said": said.getvalue()}
 
 
 if __name__ == "__main__":

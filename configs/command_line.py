@@ -1,0 +1,103 @@
+"""A command's words, sorted into overrides and flags; what is neither is answered with how it is
+written. Not here: which names and values there are (`names.py`, `values.py`).
+"""
+
+import re
+from typing import NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from configs.names import closest, closest_key, config_groups, key_types
+from configs.values import shown
+
+MULTIRUN = {"-m", "--multirun"}
+ASK_HYDRA = {"--hydra-help", "--version", "-v", "--info", "-i", "--shell-completion", "-sc"}
+WITH_VALUE = {"--cfg", "-c", "--package", "-p"}
+FLAGS = {"-h", "--help", "--plan", "--resolve", "--run", "-r"} | MULTIRUN | ASK_HYDRA | WITH_VALUE
+
+
+class CommandLine(NamedTuple):
+    """The words of a command, sorted."""
+
+    overrides: list[str]
+    flags: set[str]
+
+
+def split(arguments: list[str]) -> CommandLine:
+    """Overrides, and the names of flags; a flag's value (--cfg job) is neither."""
+    overrides: list[str] = []
+    flags: set[str] = set()
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        if name not in FLAGS:
+            raise ValueError(_unknown_flag(word, next(words, "")))
+        flags.add(name)
+        if name in WITH_VALUE and not equals:
+            next(words, None)
+    return CommandLine(overrides, flags)
+
+
+def _unknown_flag(word: str, after: str) -> str:
+    name, equals, value = word.lstrip("-").partition("=")
+    name, value = name.replace("-", "_"), value or after
+    known = {key for key in key_types() if not key.startswith("hydra.")} | set(config_groups())
+    flag = closest(word.partition("=")[0], FLAGS, cutoff=0.8)
+    if flag and name not in known:
+        return f"there is no flag {word.partition('=')[0]}; did you mean {flag}?"
+    meant = closest_key(name, known) or "steps"
+    if not value or value.startswith("-") or "=" in value:
+        value = "..."
+    return f"{word}: keys are written without dashes, as {meant}={value}"
+
+
+def parse(text: str) -> Override:
+    """One override; raises ValueError where it is none."""
+    key, equals, value = text.partition("=")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        if not equals:
+            raise ValueError(_no_override(text)) from error
+        if not re.fullmatch(r"[+~]*[\w./@-]+", key) or not key.strip("+~"):
+            raise ValueError(_odd_key(key, value)) from error
+        raise ValueError(
+            f"{shown(text)}: a value with brackets, braces, commas or spaces is written in two "
+            f"""kinds of quotes, as '{key}="{shown(value)}"'"""
+        ) from error
+    if not equals and not override.is_delete():
+        raise ValueError(_no_override(text))
+    return override
+
+
+def _no_override(text: str) -> str:
+    key, colon, value = text.partition(":")
+    known = {key for key in key_types() if not key.startswith("hydra.")} | set(config_groups())
+    if colon and re.fullmatch(r"[\w.]+", key):
+        meant = closest_key(key, known) or key
+        return f"{text}: an override is written key=value, as {meant}={value.strip() or '...'}"
+    example = "steps=200"
+    if found := closest_key(text, known) if re.fullmatch(r"[\w./-]+", text) else None:
+        example = f"{found}=..."
+    return f"{text}: an override is written key=value without spaces, as {example}"
+
+
+def _odd_key(key: str, value: str) -> str:
+    bare = re.sub(r"\[.*", "", key.strip("+~ "))
+    if "[" in key and bare in key_types():
+        return (
+            f"{key}: an entry of a list is not set by itself; write the whole list, as {bare}=[...]"
+        )
+    if not bare:
+        return f"={shown(value)}: an override is written key=value without spaces, as steps=200"
+    return f"{key}: a key is written in letters, digits, _ and dots, as optimizer.learning_rate"
+
+
+def raw(override: Override) -> str:
+    """The value as it was typed."""
+    return (override.input_line or "").partition("=")[2]

@@ -1,0 +1,1 @@
+"""Sweeps: many points, each a run of its own with a launch of its own."""

@@ -1,0 +1,151 @@
+"""Four points, two at once: one fails, a request comes in the middle, and the same sweep again goes
+on where it stood. The points are real runs; only their launcher's start-up is saved."""
+
+import io
+import json
+import math
+import os
+import signal
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.stop import Stopped
+from launch.sweep.config import SweepConfig
+from launch.sweep.display import Display
+from launch.sweep.points import Point, lines_of
+from launch.sweep.record import Record
+from launch.sweep.running import run_points
+from launch.sweep.session import Session
+from tests import forked
+from tests.conftest import Runs
+
+STEPS = 12
+
+
+class Sweep:
+    """A sweep in the folder of `runs`, started as often as is wanted."""
+
+    def __init__(self, runs: Runs, name: str) -> None:
+        self.runs, self.folder = runs, runs.folder / "runs" / name
+        self.folder.mkdir(parents=True)
+        (output := self.folder / "output").mkdir()
+        self._where = {"folder": output, "cwd": runs.folder}
+        self.started: list[str] = []
+        self.said: list[str] = []
+
+    def point(self, name: str, **overrides: object) -> Point:
+        given = {"steps": STEPS, "save_every": 4, "logging__sample_tokens": 0} | overrides
+        command = self.runs.command(name=f"{self.folder.name}/{name}", **given)
+        return Point(name, self.folder / name, command[2:], {"point": name}, given["steps"])
+
+    def start(self, point: Point, gpus: list[int]) -> Session:
+        self.started.append(point.name)
+        process = forked.start(self.runs.script, *point.overrides, merged=True, **self._where)
+        return Session(process)
+
+    def run(
+        self, points: list[Point], at_once: int = 2, start: Callable | None = None, **options
+    ) -> dict[str, str]:
+        self.started, self.said, states = [], [], {}
+        how = {"start": start or self.start, "places": [[] for _ in range(at_once)]}
+        how |= {"record": Record(self.folder), "display": Display(out := io.StringIO())}
+        try:
+            run_points(points, SweepConfig(**options), states, **how)
+        finally:
+            self.said = out.getvalue().splitlines()
+        return states
+
+
+@pytest.fixture
+def sweep(runs: Runs, request: pytest.FixtureRequest) -> Sweep:
+    return Sweep(runs, request.node.name[:30])
+
+
+def events(point: Point) -> list[str]:
+    return [event["event"] for event in lines_of(point.folder / "events.jsonl")]
+
+
+def test_a_sweep_that_was_stopped_goes_on_and_a_failed_point_ends_nothing(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    late = tmp_path / "late"
+    points = [
+        sweep.point("done", steps=2),
+        sweep.point("fails", steps=2, data__files=f"'{late}/[a-d]*.py'"),
+        sweep.point("half", steps=24),
+        sweep.point("last", steps=4),
+    ]
+    done, fails, half, _ = points
+
+    class Watched(Session):
+        """Asks this process to stop once the run is on its way."""
+
+        def poll(self) -> int | None:
+            if len(lines_of(half.folder / "metrics.jsonl")) >= 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().poll()
+
+    def start(point: Point, gpus: list[int]) -> Session:
+        session = sweep.start(point, gpus)
+        return Watched(session._process) if point is half else session
+
+    with pytest.raises(Stopped):
+        sweep.run(points, start=start)
+    assert sweep.started[:3] == ["done", "fails", "half"]
+    said = "\n".join(sweep.said)
+    assert "done: finished, validation loss" in said and "half: stopped" in said
+    assert "fails: refused: " in said and str(late) in said
+    assert events(half)[-1] == "stopped" and "saved" in events(half)
+
+    late.symlink_to(sysconfig.get_paths()["stdlib"])
+    before = events(done)
+    states = sweep.run(points)
+    assert states == dict.fromkeys(["done", "fails", "half", "last"], "finished"), sweep.said
+    assert "done" not in sweep.started and events(done) == before
+    assert "resumed" in events(half) and events(fails).count("finished") == 1
+    assert all(math.isfinite(point.value("finished", "", {})) for point in points)
+    steps = [line["step"] for line in lines_of(half.folder / "metrics.jsonl") if "loss" in line]
+    assert sorted(set(steps)) == list(range(1, 25)) and len(set(steps)) == len(steps)
+
+    assert sweep.run(points) == states and sweep.started == []
+
+
+def test_a_point_that_is_killed_starts_again_as_often_as_is_said(sweep: Sweep) -> None:
+    point = sweep.point("killed", steps=4)
+
+    class Killed(Session):
+        def poll(self) -> int | None:
+            if lines_of(point.folder / "metrics.jsonl"):
+                self.kill()
+            return super().poll()
+
+    def start(point: Point, gpus: list[int]) -> Session:
+        session = sweep.start(point, gpus)
+        return Killed(session._process) if len(sweep.started) == 1 else session
+
+    assert sweep.run([point], start=start, restarts=1) == {"killed": "finished"}
+    assert sweep.started == ["killed"] * 2
+    assert "killed: starts again, 1 of 1" in sweep.said
+
+
+def test_a_point_that_is_worse_than_the_others_is_ended_and_stays_so(sweep: Sweep) -> None:
+    """The others are written: they are at every step far better than a model can be."""
+    point = sweep.point("worse", steps=100_000, evaluate_every=2)
+    others = [sweep.point(name) for name in ("a", "b", "c")]
+    for other in others:
+        other.folder.mkdir()
+        lines = [{"step": step, "val/held_out/loss": 0.1} for step in range(2, 2000, 2)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (other.folder / "metrics.jsonl").write_text(text)
+        (other.folder / "events.jsonl").write_text('{"event": "finished", "step": 12}\n')
+    points = [*others, point]
+    states = sweep.run(points, prune_after=2)
+    assert states["worse"] == "pruned" and events(point)[-1] == "stopped"
+    record = Record(sweep.folder)
+    assert record.pruned["worse"]["pruned"] >= 2
+    value = point.value("pruned", "", record.pruned)
+    assert math.isfinite(value) and value == record.pruned["worse"]["objective"]
+    assert sweep.run(points, prune_after=2) == states and sweep.started == []
