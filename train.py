@@ -56,7 +56,6 @@ from retnet.training.curve import loss_curve
 from retnet.training.engine import gather_weights
 from retnet.training.evaluate import PURE, score
 from retnet.training.feed import placing
-from retnet.training.housekeeping import name_of
 from retnet.training.manifest import replacing
 from retnet.training.news import tell_of_saves
 from retnet.training.rollback import forget_later, go_back, struck_out
@@ -157,11 +156,10 @@ def leave(run: Run, state: TrainState) -> None:
     tell(run)
     if run.world.any(run.stop.fault):
         raise SaveError(run.stop.reason or "rank 0 cannot save")
-    kept = run.config.folder / "checkpoints" / name_of(state.step)
-    if run.world.any(run.world.is_main and not kept.is_dir()):
+    if run.world.any(run.world.is_main and run.saver.newest != state.step):
         save(run, state, wait=True)
     if state.step < run.config.steps or not finish(run, state):
-        run.metrics.event("stopped", step=state.step, why=run.stop.reason)
+        run.metrics.event("stopped", step=state.step, why=run.why_stopped())
         run.metrics.say(f"stopped and saved at step {state.step}; the same command goes on there")
 
 
@@ -177,6 +175,7 @@ def resume_or_begin(run: Run, copies: Copies | None) -> tuple[TrainState, Iterat
     state, extra = (loaded.state, loaded.extra) if loaded else (TrainState(), None)
     state.data_fingerprint = loader.fingerprint
     if loaded is not None:
+        run.saver.newest = state.step
         for sentence in loaded.passed_over:
             metrics.event("passed_over", why=sentence)
             metrics.say(f"passed over a checkpoint: {sentence}")
@@ -231,6 +230,7 @@ def roll_back(run: Run, state: TrainState) -> None:
     """Back to the last good checkpoint, and on with the rows that come next. Collective."""
     folder = run.config.folder / "checkpoints"
     run.saver.finish()
+    run.dog.beat("the way back to an older checkpoint")
     go_back(run.engine, folder, state, run.config.stability, run.metrics)
     run.unread.begin(state)
     save(run, state, wait=True)  # the same weights, with the place where reading stands now
@@ -248,10 +248,11 @@ def finish(run: Run, state: TrainState) -> bool:
     if weights is None:  # not rank 0
         return True
     run.metrics.log(state.step, scores)
+    run.dog.beat("the export")
     with replacing(export := config.folder / "export") as folder:
         export_model(run.engine.module.config, weights, folder)
         loader.tokenizer.export(folder)
-    run.saver.drain()
+    run.saver.drain(partial(run.dog.beat, "the copies of checkpoints"))
     tell(run)
     run.metrics.event("finished", step=state.step, **scores)
     if config.logging.sample_tokens:

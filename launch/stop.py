@@ -107,8 +107,8 @@ def age() -> float:
     """Seconds since this process was started."""
     # "pid (name) state parent ...": the 22nd field, in clock ticks since the machine's start
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    since = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - since  # /proc/uptime may be a container's own
 
 
 def launched_by() -> int | None:
