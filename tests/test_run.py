@@ -85,8 +85,10 @@ def test_two_runs_do_not_share_a_folder(runs):
     def second_is_refused(folder: Path) -> bool:
         if not step_reached(1)(folder):
             return False
-        done = runs.run(**settings)
+        config = (folder / "config.yaml").read_bytes()
+        done = runs.run(**settings | dict(steps=7))
         assert done.returncode == 2 and "is in use by a run that is still at work" in done.stderr
+        assert (folder / "config.yaml").read_bytes() == config
         return True
 
     runs.interrupted(second_is_refused, signal.SIGTERM, **settings)

@@ -49,6 +49,16 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_first_reason_is_the_reason() -> None:
+    """DeepSpeed's launcher answers Ctrl-C with SIGTERM to all, and schedulers send both; which one
+    it was decides whether the run is started again."""
+    for first in (signal.SIGINT, signal.SIGUSR1):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop and stop.reason == first.name
+
+
 def test_what_a_shell_ignores_stays_ignored() -> None:
     """As SIGHUP under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -67,7 +77,7 @@ def test_before_there_is_something_to_finish_a_request_leaves() -> None:
         assert left == ["SIGUSR1"]
         stop.begin()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert left == ["SIGUSR1"] and stop.reason == "SIGTERM"
+        assert left == ["SIGUSR1"] and stop
 
 
 def test_a_wait_is_ended_by_a_request_wherever_it_was_made() -> None:
@@ -127,3 +137,23 @@ def test_the_end_of_the_deepspeed_command_is_a_request() -> None:
     assert time.monotonic() - killed_at < BETWEEN_LOOKS + 5
     process.wait()
     process.stdout.close()
+
+
+def test_a_command_that_ended_before_its_ranks_looked_is_missed_too() -> None:
+    """Killed while they were importing: whoever has the launcher now never ends."""
+    launcher = """
+import os, subprocess, sys, time
+while os.getppid() == int(sys.argv[3]):
+    time.sleep(0.01)
+subprocess.run([sys.executable, "-c", sys.argv[2]])
+"""
+    command = """
+import os, subprocess, sys
+words = ["deepspeed.launcher.launch", sys.argv[2], str(os.getpid())]
+subprocess.Popen([sys.executable, "-c", sys.argv[1], *words])
+"""
+    rank = f"import signal; signal.setitimer(signal.ITIMER_REAL, 20){RANK}"
+    done = subprocess.run(
+        [sys.executable, "-c", command, launcher, rank], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["False", "the deepspeed command ended"], done.stderr

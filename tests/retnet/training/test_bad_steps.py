@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.retnet.training.processes import run
-from tests.retnet.training.workers import DTYPES
-from tests.retnet.training.workers_steps import KINDS, ways
+from tests.retnet.training.workers import DTYPES, ways
+from tests.retnet.training.workers_steps import KINDS
 
 WORDS = {
     "nan loss": "the loss on rank 1 is nan",

@@ -10,7 +10,6 @@ from torch import Tensor
 from retnet.training.engine import Precision, gather_weights
 from retnet.training.housekeeping import checkpoints
 from retnet.training.metrics import LoggingConfig, Metrics, WandbMode
-from retnet.training.optimizer import Update
 from retnet.training.pieces import counter, pieces
 from retnet.training.rollback import forget_later, go_back
 from retnet.training.saver import CheckpointConfig, Saver
@@ -19,7 +18,15 @@ from retnet.training.state import TrainState
 from retnet.training.step import NonFiniteError, StepResult, read_steps, train_step
 from tests.retnet.training.looks import Looks
 from tests.retnet.training.small_model import Output, SmallModel, make_model
-from tests.retnet.training.workers import DTYPES, LAYOUTS, RATE, main, rows_of, start, take_steps
+from tests.retnet.training.workers import (
+    DTYPES,
+    RATE,
+    main,
+    rows_of,
+    start,
+    take_steps,
+    ways,
+)
 
 KINDS = ("nan loss", "infinite gradient", "loss spike", "norm spike")
 BAD = 0  # a token that no row of `global_batch` holds
@@ -65,15 +72,6 @@ def take(
             train_step(engine, rows, learning_rate=rate, seed=5, step=step, stability=stability)
         )
     return read_steps(engine, queued)
-
-
-def ways(dtype: Precision) -> list[tuple[int, bool, Update]]:
-    """Stage, offload and update. In float32 those alone that have no masters beside the module,
-    and one that has."""
-    if dtype is Precision.float32:
-        return [(0, False, Update.fused), (0, False, Update.stock), (3, False, Update.fused)]
-    stock = [(stage, False, Update.stock) for stage in (0, 1, 2)]
-    return [(*layout, Update.fused) for layout in LAYOUTS] + stock
 
 
 def refused(folder: Path) -> dict[str, dict[Any, Any]]:
