@@ -50,7 +50,6 @@ from retnet.planning import planned, text
 from retnet.session import evaluate, finish, kinds_due, resume_or_begin, roll_back, save, tell
 from retnet.training.compile import rehearse
 from retnet.training.evaluate import PURE
-from retnet.training.housekeeping import name_of
 from retnet.training.rollback import struck_out
 from retnet.training.saver import SaveError
 from retnet.training.schedule import due, learning_rate
@@ -112,7 +111,8 @@ def go_on(run: Run, state: TrainState, rows: Iterator[list[Batch]]) -> None:
             if batches is not None:
                 run.loader.give_back()
             break
-        run.profiler.look(state.step)
+        if run.profiler.look(state.step):
+            speed.restart()
         take_step(run, state, batches)
         speed.add(config.global_batch_size * config.sequence_length)
         if due(state.step, config.log_every):
@@ -148,11 +148,10 @@ def leave(run: Run, state: TrainState) -> None:
     tell(run)
     if run.world.any(run.stop.fault):
         raise SaveError(run.stop.reason or "rank 0 cannot save")
-    kept = run.config.folder / "checkpoints" / name_of(state.step)
-    if run.world.any(run.world.is_main and not kept.is_dir()):
+    if run.world.any(run.world.is_main and run.saver.newest != state.step):
         save(run, state, wait=True)
     if state.step < run.config.steps or not finish(run, state):
-        run.metrics.event("stopped", step=state.step, why=run.stop.reason)
+        run.metrics.event("stopped", step=state.step, why=run.why_stopped())
         run.metrics.say(f"stopped and saved at step {state.step}; the same command goes on there")
 
 

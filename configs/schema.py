@@ -17,6 +17,7 @@ from configs.redact import redact
 from data.config import DataConfig
 from data.share import Share, check_ranks
 from data.tokenizer import TokenizerConfig
+from data.uploads import open_upload
 from launch.limits import LimitsConfig
 from launch.sweep.config import SweepConfig
 from retnet.evaluation.config import EvaluationConfig
@@ -100,6 +101,7 @@ class Config:
         where the run's folder belongs to another model. Touches no device."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         select_kernels(self.kernels, device)  # refuses what is not there
+        open_upload(self.checkpoint.copy_to, self.checkpoint.copy_timeout)  # and so does this
         if world_size > self.global_batch_size:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} has no row for each of {world_size} "
@@ -159,10 +161,17 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def write_config(config: Config) -> None:
-    """Writes the resolved config into the run's folder, whole or not at all."""
-    partial = config.folder / "config.yaml.tmp"
-    partial.write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
-    partial.replace(config.folder / "config.yaml")
+    """Writes the resolved config into the run's folder, whole or not at all; ValueError where that
+    cannot be. One that says the same stays: on a full disk, too, a run goes on."""
+    file, text = config.folder / "config.yaml", yaml.safe_dump(as_dict(config), sort_keys=False)
+    if file.exists() and file.read_text() == text:
+        return
+    partial = file.with_suffix(".yaml.tmp")
+    try:
+        partial.write_text(text)
+        partial.replace(file)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written ({error.strerror}): make room there") from error
 
 
 ConfigStore.instance().store(name="schema", node=Config)

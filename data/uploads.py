@@ -101,11 +101,11 @@ def open_upload(address: str, timeout: float) -> Upload:
     if not separator:
         folder = Path(address).expanduser().absolute()
         return Upload(str(folder), str(folder), _folders, timeout)
-    if scheme == "s3":
+    if scheme == "s3" and not set(rest) & set("@?"):  # keys in an address would be told with it
         return Upload(address.rstrip("/"), rest, lambda: s3_filesystem(timeout), timeout)
     raise ValueError(
-        f"checkpoint.copy_to={address} is no place that can be written to: give s3://bucket/folder "
-        "or a folder"
+        f"checkpoint.copy_to={scheme}://... is no place that can be written to: give "
+        "s3://bucket/folder or a folder; keys belong into the environment"
     )
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.hosts import parse_hostfile, ssh_command
+from launch.hosts import ANSWER, parse_hostfile, ssh_command
 
 FILE = Path(".config/retnet/environment")
 "Below the home folder."
@@ -86,7 +86,13 @@ def hand_out(text: str, hosts: list[str], ssh_port: int | None) -> list[str]:
     commands = {host: ssh_command(host, ssh_port, WRITE) for host in hosts}
     problems = []
     for host, command in (commands or {"this machine": ["/bin/sh", "-c", WRITE]}).items():
-        done = subprocess.run(command, input=text, text=True, capture_output=True)
+        try:
+            done = subprocess.run(
+                command, input=text, text=True, capture_output=True, timeout=ANSWER
+            )
+        except subprocess.TimeoutExpired:
+            problems.append(f"{host}: no answer within {ANSWER} seconds")
+            continue
         if done.returncode:
             problems.append(f"{host}: {done.stderr.strip() or f'code {done.returncode}'}")
     return problems

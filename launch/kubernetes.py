@@ -33,7 +33,9 @@ def kubernetes_manifest(cluster: ClusterConfig, command: list[str]) -> str:
         if not getattr(cluster, key):
             raise ValueError(f"the cluster does not say {key}, which Kubernetes needs")
     run = name_of(command[1:])
-    name = re.sub(r"[^a-z0-9-]+", "-", run.lower()).strip("-")[:50] or "run"
+    name = re.sub(r"[^a-z0-9-]+", "-", run.lower())[:50].strip("-")
+    if not name[:1].isalpha():  # a service's name begins with a letter
+        name = f"run-{name}".rstrip("-")
     service = {
         "apiVersion": "v1",
         "kind": "Service",

@@ -14,8 +14,8 @@ class LimitsConfig:
     """Seconds without a step, a batch of an evaluation or a checkpoint, after which every rank
     writes its stacks into the run folder and the run ends with code 4; 0: it waits for ever."""
     interface: str = ""
-    """The network interface over which the machines meet, as eth0; empty: the one that leads to
-    MASTER_ADDR."""
+    """The network interface over which the ranks talk, as eth0; empty: the one that leads to
+    MASTER_ADDR, where they meet."""
 
     def __post_init__(self) -> None:
         for key in ("wall_clock", "hang"):

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TextIO
 
 NAME = "lock"
+# Not in the lock's own file: a process that closes any handle of that lets its lock go.
+MARK = "session"
 
 
 def hold_folder(folder: Path) -> TextIO:
@@ -32,9 +34,7 @@ def hold_folder(folder: Path) -> TextIO:
             "another name=..."
         )
     with suppress(OSError):  # a full disk: a run may still go on there
-        file.truncate(0)
-        file.write(secrets.token_hex(8))
-        file.flush()
+        (folder / MARK).write_text(secrets.token_hex(8))
     return file
 
 
@@ -51,7 +51,7 @@ def is_held(folder: Path) -> bool:
 def mark_of(folder: Path) -> str:
     """The word that the session at work in the folder left there; "" where there is none."""
     try:
-        return (folder / NAME).read_text()
+        return (folder / MARK).read_text()
     except OSError:
         return ""
 

@@ -20,18 +20,16 @@ SIOCGIFCONF = 0x8912
 ENTRY = 40  # bytes of a `struct ifreq` on 64-bit Linux: name [16], family [2], port [2], address
 
 
-def meet(
-    rank: int, world_size: int, patience: timedelta, interface: str, several_machines: bool
-) -> TCPStore:
+def meet(rank: int, world_size: int, patience: timedelta, several_machines: bool) -> TCPStore:
     """The store of all processes, by MASTER_ADDR and MASTER_PORT: rank 0 makes it, the others come.
 
-    On rank 0 it listens on MASTER_ADDR, or on the interface named. RuntimeError where that is no
-    address of this machine, or where the port is taken.
+    On rank 0 it listens on MASTER_ADDR. RuntimeError where that is no address of this machine, or
+    where the port is taken.
     """
     master, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank != 0:
         return TCPStore(master, port, world_size, is_master=False, timeout=patience)
-    address = addresses()[interface] if interface else _own_address(master, several_machines)
+    address = _own_address(master, several_machines)
     try:
         listener = socket.create_server(
             (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET

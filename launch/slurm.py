@@ -46,7 +46,9 @@ def slurm_script(cluster: ClusterConfig, command: list[str]) -> str:
         "",
         "# One process for each rank; when one fails, Slurm ends the others.",
         "# shellcheck disable=SC2016  # the variables are each process's own",
-        f"srun --kill-on-bad-exit=1 bash -c {shlex.quote(rank)} rank \\",
+        # since Slurm 22.05 srun does not take over the script's --cpus-per-task
+        f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.cpus_per_process} \\",
+        f"    bash -c {shlex.quote(rank)} rank \\",
         f"    {words}",
         "code=$?",
         "",

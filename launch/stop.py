@@ -43,6 +43,8 @@ class StopRequest:
         self._leave, self._minutes = leave, minutes
         self._waits = False
         self._launched_by = launched_by()
+        if self._launched_by is not None and _takes_orphans(self._launched_by):
+            self._launched_by = -1  # it ended while this process was importing: nobody's number
         self._look_again = time.monotonic() + BETWEEN_LOOKS
         self._before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, CLOCK)}
 
@@ -94,7 +96,9 @@ class StopRequest:
             self._waits = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.reason = "wall clock" if number == CLOCK else signal.Signals(number).name
+        # The first one's: launchers have SIGTERM follow on whatever they were sent.
+        why = "wall clock" if number == CLOCK else signal.Signals(number).name
+        self.reason = self.reason or why
         if self._leave is not None:
             self._leave(self.reason)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -107,8 +111,8 @@ def age() -> float:
     """Seconds since this process was started."""
     # "pid (name) state parent ...": the 22nd field, in clock ticks since the machine's start
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    since = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - since  # /proc/uptime may be a container's own
 
 
 def launched_by() -> int | None:
@@ -121,3 +125,14 @@ def launched_by() -> int | None:
         return int((parent / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:  # the parent is gone
         return None
+
+
+def _takes_orphans(process: int) -> bool:
+    """Whether it is the one that gets processes whose own parent has ended: a user's systemd, or
+    the first of all, unless that is a container's own command."""
+    try:
+        name = Path(f"/proc/{process}/comm").read_text().strip()
+        words = Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:  # hidden, or just gone: then the next look tells
+        return False
+    return "deepspeed" not in words and (process == 1 or name == "systemd")

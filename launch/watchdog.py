@@ -85,9 +85,11 @@ class Watchdog:
         while not self._over.wait(min(1.0, self._limit / 4)):
             late = time.monotonic() - self._at
             if late > self._limit:
-                self._end(late)
+                return self._end(late)
 
     def _end(self, late: float) -> None:
+        # First of all, since the disk with the run folder may be what hangs.
+        threading.Timer(_LAST_WORDS, os._exit, [HUNG]).start()
         words = (
             f"rank {self._rank} has stood still for {late:.0f} s in {self._where} "
             f"(limits.hang={self._limit:g}): {self._file} says where each of its threads is, "
@@ -104,8 +106,6 @@ class Watchdog:
                 os.kill(pid, signal.SIGCONT)
         if self._tell is not None:
             self._tell(words)
-        time.sleep(_LAST_WORDS)
-        os._exit(HUNG)
 
 
 def this_process() -> tuple[str, int]:

@@ -137,8 +137,8 @@ def without_local_rank(arguments: list[str]) -> list[str]:
 
 
 def join_world(interface: str = "") -> World:
-    """Joins the other processes: nccl between GPUs, gloo between CPUs; over the network interface
-    named, or the one that leads to MASTER_ADDR. Collective.
+    """Joins the other processes at MASTER_ADDR: nccl between GPUs, gloo between CPUs, over the
+    network interface named or the one that leads there. Collective.
 
     Raises RuntimeError where a machine has fewer GPUs than processes or where rank 0 cannot listen
     on MASTER_ADDR, ValueError where there is no such interface.
@@ -169,7 +169,7 @@ def join_world(interface: str = "") -> World:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             dist.init_process_group(backend, timeout=PATIENCE)  # torchrun itself listens
         else:
-            store = meet(rank(), world_size(), PATIENCE, interface, several)
+            store = meet(rank(), world_size(), PATIENCE, several)
             dist.init_process_group(
                 backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE
             )

@@ -56,6 +56,11 @@ class Run(NamedTuple):
         self.dog.beat(where)
         return self.vote.any(alone or bool(self.stop))
 
+    def why_stopped(self) -> str | None:
+        """The reason of the first rank that has one: not every rank need have been asked.
+        Collective."""
+        return next(filter(None, self.world.gather(self.stop.reason)), None)
+
 
 def open_metrics(config: Config, world: World, terminal: Terminal) -> Metrics:
     """The run's voice."""

@@ -45,6 +45,7 @@ def resume_or_begin(run: Run, copies: Copies | None) -> tuple[TrainState, Iterat
     state, extra = (loaded.state, loaded.extra) if loaded else (TrainState(), None)
     state.data_fingerprint = loader.fingerprint
     if loaded is not None:
+        run.saver.newest = state.step
         for sentence in loaded.passed_over:
             metrics.event("passed_over", why=sentence)
             metrics.say(f"passed over a checkpoint: {sentence}")
@@ -143,6 +144,7 @@ def roll_back(run: Run, state: TrainState) -> None:
     """Back to the last good checkpoint, and on with the rows that come next. Collective."""
     folder = run.config.folder / "checkpoints"
     run.saver.finish()
+    run.dog.beat("the way back to an older checkpoint")
     go_back(run.engine, folder, state, run.config.stability, run.metrics)
     run.unread.begin(state)
     save(run, state, wait=True)  # the same weights, with the place where reading stands now
@@ -160,10 +162,11 @@ def finish(run: Run, state: TrainState) -> bool:
     weights = gather_weights(run.engine)
     if weights is None:  # not rank 0
         return True
+    run.dog.beat("the export")
     with replacing(export := config.folder / "export") as folder:
         export_model(run.engine.module.config, weights, folder)
         loader.tokenizer.export(folder)
-    run.saver.drain()
+    run.saver.drain(partial(run.dog.beat, "the copies of checkpoints"))
     tell(run)
     run.metrics.event("finished", step=state.step, **scores)
     if config.logging.sample_tokens:

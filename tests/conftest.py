@@ -8,7 +8,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,26 +91,47 @@ class Runs:
         if processes == 0:
             return forked.run(*command[1:], timeout=300, **self._where)
         if not launched:
-            return self._ranks(processes, command[command.index(self.script) :])
+            with self.ranks(processes, **overrides) as ranks:
+                said = [rank.communicate(timeout=300) for rank in ranks]
+            code = next((rank.returncode for rank in ranks if rank.returncode), 0)
+            errors = "".join(error for _, error in said)
+            return subprocess.CompletedProcess(command, code, said[0][0], errors)
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=300)
 
-    def _ranks(self, world_size: int, command: list[str]) -> subprocess.CompletedProcess:
+    @contextmanager
+    def ranks(self, world_size: int, **overrides) -> Iterator[list[forked.Forked]]:
+        """The processes that a launcher would start; those that are left at the end are killed."""
+        _, *command = self.command(**overrides)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         ranks = []
-        for rank in range(world_size):
-            who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-            who |= {"LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env = os.environ | {key: str(value) for key, value in who.items()}
-            ranks.append(forked.start(*command, env=env, **self._where))
         try:
-            said = [rank.communicate(timeout=300) for rank in ranks]
+            for rank in range(world_size):
+                who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+                who |= {"LOCAL_WORLD_SIZE": world_size}
+                who |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                env = os.environ | {key: str(value) for key, value in who.items()}
+                ranks.append(forked.start(*command, env=env, **self._where))
+            yield ranks
         finally:
             for rank in ranks:
                 rank.kill()
-        code = next((rank.returncode for rank in ranks if rank.returncode), 0)
-        return subprocess.CompletedProcess(command, code, said[0][0], "".join(e for _, e in said))
+
+    @contextmanager
+    def at(
+        self, when: Callable[[Path], bool], world_size: int, **overrides
+    ) -> Iterator[list[forked.Forked]]:
+        """As `ranks`, from the time on when `when(run folder)` holds."""
+        folder = self.folder / "runs" / overrides["name"]
+        with self.ranks(world_size, **overrides) as ranks:
+            deadline = time.monotonic() + 120
+            while not when(folder):
+                for rank in ranks:
+                    assert rank.poll() is None, rank.stdout.read() + rank.stderr.read()
+                assert time.monotonic() < deadline, "it never came to that"
+                time.sleep(0.002)
+            yield ranks
 
     @property
     def _where(self) -> dict[str, Path]:
@@ -153,8 +175,10 @@ class Runs:
                 time.sleep(0.002)
             (os.killpg if whole_group else os.kill)(process.pid, how)
             process.wait(timeout=60)
-        finally:
-            process.kill()  # a run that did not obey would go on for ever
+        except BaseException:  # a run that did not obey would go on for ever, and so its ranks
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
         return process
 
     def metrics(self, name: str) -> list[dict]:

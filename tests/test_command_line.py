@@ -38,6 +38,7 @@ MISTAKES = {
     "tokenizer.vocab_size=9999": "does not fit into model.vocab_size=4096",
     "kernels=apex": "kernels.rms_norm=apex",
     "data=files": "data.files",
+    "checkpoint.copy_to=gs://bucket/x": "checkpoint.copy_to=gs://",
     "name=../elsewhere": "name='../elsewhere' must be a folder's name below runs/",
 }
 

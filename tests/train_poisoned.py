@@ -1,20 +1,29 @@
-"""train.py on data of which some is poison: rows whose loss is nan, or far too large, on whichever
-rank they come to. `poison.json` of the working folder says which: {"kind": "nan" or "spike",
-"rows": digests} or {"kind": ..., "from_step": the first step}. Keeps the record of train_seen."""
+"""train.py on data of which some is poison: rows whose loss or gradient is bad, on whichever rank
+they come to. `poison.json` of the working folder says which, see poison.py. Keeps the record of
+train_seen."""
 
 import json
 import os
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from retnet.training import step as steps
 from tests.faults import train_seen
 
-POISON = json.loads(Path("poison.json").read_text())
-ADDED = {"nan": float("nan"), "spike": 50.0}[POISON["kind"]]
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nan loss": lambda loss: loss + float("nan"),
+    # of the value zero, and no finite slope
+    "infinite gradient": lambda loss: loss + ((loss - loss.detach()) ** 2).sqrt(),
+    "loss spike": lambda loss: loss + 50.0,
+    "norm spike": lambda loss: loss + 1e6 * (loss - loss.detach()),
+}
+DOSES = json.loads(Path("poison.json").read_text())
 _hooked: set[int] = set()
-_bad = [False]
+_faults: list[str] = []
 
 
 def poisoned(engine: Any, micro_batches: list[dict[str, Any]], **how: Any) -> Any:
@@ -23,18 +32,23 @@ def poisoned(engine: Any, micro_batches: list[dict[str, Any]], **how: Any) -> An
         _hooked.add(id(engine))
         engine.module.register_forward_hook(_spoil)
     rows = {digest for batch in micro_batches for digest in train_seen.digests(batch)}
-    _bad[0] = bool(rows & set(POISON.get("rows", ()))) or how["step"] >= POISON.get(
-        "from_step", 1e9
-    )
+    for dose in DOSES:
+        bad = dose.setdefault("rows", [])
+        if how["step"] in dose.get("at", ()):
+            dose["at"].remove(how["step"])
+            bad += rows
+        if rows & set(bad) or how["step"] >= dose.get("from_step", 1e9):
+            _faults.append(dose["kind"])
     queued = train_seen.recording(engine, micro_batches, **how)
-    _bad[0] = False
+    _faults.clear()
     return queued
 
 
 def _spoil(module: Any, given: Any, output: Any) -> None:
     last = int(os.environ.get("WORLD_SIZE", "1")) - 1
-    if _bad[0] and int(os.environ.get("RANK", "0")) == last:
-        output.loss = output.loss + ADDED
+    if int(os.environ.get("RANK", "0")) == last:
+        for fault in _faults:
+            output.loss = FAULTS[fault](output.loss)
 
 
 if __name__ == "__main__":

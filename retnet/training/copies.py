@@ -11,6 +11,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -82,10 +83,18 @@ class Copies:
             found, self._found = self._found, []
         return found
 
-    def drain(self, timeout: float | None = None) -> None:
-        """Waits until nothing is left to be copied, for `timeout` seconds at most."""
+    def drain(
+        self, timeout: float | None = None, alive: Callable[[], object] = lambda: None
+    ) -> None:
+        """Waits until nothing is left to be copied, for `timeout` seconds at most; calls `alive`
+        at the beginning and whenever a file has arrived."""
+
+        def done() -> bool:
+            alive()
+            return not (self._current or self._waiting)
+
         with self._changed:
-            self._changed.wait_for(lambda: not (self._current or self._waiting), timeout)
+            self._changed.wait_for(done, timeout)
 
     def bring_newest(self, folder: Path, before: int | None = None) -> str | None:
         """Puts the newest whole copy, of a step up to `before`, into `folder`, verified, and
@@ -103,7 +112,8 @@ class Copies:
                 problems.append(str(error))
                 log.warning("%s is no whole copy: %s", name_of(step), error)
                 continue
-            return f"{name_of(step)} was brought from {self._place.address}"
+            words = [f"{name_of(step)} was brought from {self._place.address}", *problems]
+            return "; newer, and no whole copy: ".join(words)
         if problems:
             raise RuntimeError(f"no copy in {self._place.address} is good: {' '.join(problems)}")
         return None
@@ -141,6 +151,8 @@ class Copies:
         self._remove([name for name in there if name.startswith(f"{path.name}/")])
         for file in read_manifest(path)["files"]:
             self._place.put(path / file, f"{path.name}/{file}")
+            with self._changed:
+                self._changed.notify_all()
         self._place.put(path / MANIFEST, f"{path.name}/{MANIFEST}")
         # Later ones are of a future that the run went back from.
         whole = [step for step in self._copied() if name_of(step) <= path.name]

@@ -104,7 +104,7 @@ class FusedStep:
 
     def _update(self, settings: dict[str, Any], parts: list[Part], scale: Tensor) -> None:
         beta1, beta2 = settings["betas"]
-        states = [self._state_of(part.master) for part in parts]
+        states = [adam_state(self._optimizer, part.master) for part in parts]
         # By a list, since by one scalar tensor torch adds what it first reads on the host.
         advance = [1.0 - self._refused] * len(states)
         torch._foreach_add_([state["step"] for state in states], advance)
@@ -149,14 +149,16 @@ class FusedStep:
             if weights[0] is not None:
                 torch._foreach_copy_(weights, masters)
 
-    def _state_of(self, master: Tensor) -> dict[str, Tensor]:
-        """The master's state, made at its first step, as torch's fused AdamW makes it."""
-        state = self._optimizer.state[master]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
-            state["exp_avg"] = torch.zeros_like(master, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(master, memory_format=torch.preserve_format)
-        return state
+
+def adam_state(optimizer: torch.optim.AdamW, master: Tensor) -> dict[str, Tensor]:
+    """The master's counter and moments, made where there are none, as torch's fused AdamW makes
+    them at its first step."""
+    state = optimizer.state[master]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+        state["exp_avg"] = torch.zeros_like(master, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(master, memory_format=torch.preserve_format)
+    return state
 
 
 def _split(tensor: Tensor) -> tuple[Tensor, ...]:

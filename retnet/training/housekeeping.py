@@ -70,9 +70,9 @@ def remove_leftovers(folder: Path) -> None:
             if not path.with_suffix("").exists():  # killed between the two renames
                 path.rename(path.with_suffix(""))
             else:
-                shutil.rmtree(path)
+                _delete(path)
         for path in list(folder.glob("step-*.tmp")):
-            shutil.rmtree(path)
+            _delete(path)
     except OSError as error:
         log.warning("%s keeps what an earlier save left behind: %s", folder, error)
 
@@ -81,4 +81,12 @@ def remove(path: Path) -> None:
     """Deletes a checkpoint; renamed first, so that no half of it is ever taken for one."""
     doomed = path.with_name(f"{path.name}.tmp")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """A folder and all in it; of a link, to a checkpoint moved to another disk, the link alone."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)

@@ -78,14 +78,11 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def truncate_after(file: Path, step: int) -> None:
-    """Keeps the lines up to `step`; the file is replaced whole or left as it is."""
-    kept = [entry for entry in read_lines(file) if entry["step"] <= step]
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w") as stream:
-        stream.writelines(line_of(entry) for entry in kept)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    """Cuts the file before the first line of a later step than `step`, in place: a full disk has no
+    room for another."""
+    steps = [entry["step"] for entry in read_lines(file)]
+    kept = next((at for at, each in enumerate(steps) if each > step), len(steps))
+    os.truncate(file, sum(map(len, file.read_bytes().splitlines(keepends=True)[:kept])))
 
 
 def line_of(entry: dict[str, Any]) -> str:

@@ -86,7 +86,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     missing = _NEEDED - {"sha256"} - set(manifest)
     if missing:
         raise RuntimeError(f"{file} lacks {sorted(missing)}.")
-    strangers = [name for name in manifest["files"] if not _OURS.fullmatch(name)]
+    files = manifest["files"]
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(each, dict) and {"bytes", "sha256"} <= set(each) for each in entries):
+        raise RuntimeError(f"{file} does not list its files as a checkpoint does.")
+    strangers = [name for name in files if not _OURS.fullmatch(name)]
     if strangers:
         raise RuntimeError(f"{file} lists {strangers[0]!r}, which is no file of a checkpoint.")
     return manifest

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from retnet.training.fused_step import adam_state
+
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
@@ -74,7 +76,7 @@ def pieces(engine: DeepSpeedEngine, *, whole: bool = False) -> Iterator[Piece]:
     """
     inner = _inner(engine)
     for weight in _stepped(engine):
-        _make_moments(inner, weight)
+        adam_state(inner, weight)
     stage = engine.zero_optimization_stage()
     for name, start, owner, offset, count in places(engine, stage, whole):
         if count == 0:
@@ -208,12 +210,3 @@ def _stepped(engine: DeepSpeedEngine) -> list[Tensor]:
     if engine.zero_optimization_stage() == 3:  # it lends them to the groups, one at a time
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [weight for group in _inner(engine).param_groups for weight in group["params"]]
-
-
-def _make_moments(inner: torch.optim.AdamW, weight: Tensor) -> None:
-    """As torch's fused AdamW makes them at a weight's first step."""
-    state = inner.state[weight]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-        for kind in MOMENTS:
-            state[kind] = torch.zeros_like(weight, memory_format=torch.preserve_format)

@@ -105,7 +105,9 @@ class ReplicatedOptimizer:
         """As torch does it, with a look at the norm."""
         self._global_grad_norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_norm)
         norm = self._global_grad_norm.double()
-        good = norm.isfinite() if self.norm_limit is None else norm <= self.norm_limit
+        good = norm.isfinite()
+        if self.norm_limit is not None:
+            good &= norm <= self.norm_limit
         self.overflow = not bool(good)
         if not self.overflow:
             self.inner.step()
@@ -116,20 +118,6 @@ class ReplicatedOptimizer:
             ]
             if lower:
                 torch._foreach_copy_([pair[0] for pair in lower], [pair[1] for pair in lower])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner state and the master weights."""
-        return {
-            "inner": self.inner.state_dict(),
-            "masters": [master.detach() for master in self._masters],
-        }
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; the module's own weights are loaded by DeepSpeed."""
-        self.inner.load_state_dict(state["inner"])
-        for master, saved in zip(self._masters, state["masters"], strict=True):
-            master.copy_(saved)
 
 
 def _accumulate_into(master: Tensor) -> Callable[[Tensor], None]:

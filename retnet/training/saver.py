@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from retnet.training.copies import Copies
-from retnet.training.housekeeping import checkpoints, name_of, remove_leftovers, step_of
+from retnet.training.housekeeping import name_of, remove_leftovers, step_of
 from retnet.training.pieces import buffers, counter, pieces, scaler, shapes
 from retnet.training.restore import BUFFER
 from retnet.training.state import TrainState
@@ -109,6 +109,8 @@ class Saver:
         self._host: Tensor | None = None
         self._writing: Writing | None = None
         self._news: list[News] = []
+        self.newest: int | None = None
+        "On rank 0: the step that was last saved whole, or, said by who loads, that of the start."
 
     def save(self, state: TrainState, extra: dict[str, Any], *, wait: bool = False) -> Path:
         """Begins the checkpoint of this step and returns the path that it will have. What is saved
@@ -167,10 +169,11 @@ class Saver:
         self._look()
         self._writing = None
 
-    def drain(self) -> None:
-        """Waits until what was saved is copied to the second place too, or could not be."""
+    def drain(self, alive: Callable[[], object] = lambda: None) -> None:
+        """Waits until what was saved is copied to the second place too, or could not be; calls
+        `alive` at the beginning and whenever a file has arrived."""
         if self._copies is not None:
-            self._copies.drain()
+            self._copies.drain(alive=alive)
 
     def close(self) -> None:
         """Gives what is under way some seconds, and then leaves it; a run that ends well has called
@@ -252,18 +255,21 @@ class Saver:
         step, why = step_of(final.name) or 0, ""
         if problem:
             why = f"{problem}; {self._standing()}"
+        else:
+            self.newest = step
         kind = "save_failed" if problem else "saved"
         self._news.append(News(kind, step, str(final), why, seconds, stall))
 
     def _standing(self) -> str:
-        newest = next(iter(checkpoints(self._folder)), None)
-        return f"{newest.name} stands" if newest else "there is no older one"
+        if self.newest is None:
+            return "there is no older one"
+        return f"{name_of(self.newest)} stands"
 
     def _agree(self, final: Path, problem: str) -> None:
         """Raises on every rank what rank 0 knows."""
-        dist.broadcast_object_list(words := [problem], src=0)
+        dist.broadcast_object_list(words := [problem and f"{problem}; {self._standing()}"], src=0)
         if words[0]:
-            raise SaveError(f"{final} could not be saved: {words[0]}; {self._standing()}")
+            raise SaveError(f"{final} could not be saved: {words[0]}")
 
 
 def layout(engine: DeepSpeedEngine) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def read_steps(engine: DeepSpeedEngine, queued: list[QueuedStep]) -> list[StepRe
         overflow = step.skipped and engine.fp16_enabled() and math.isfinite(mean)
         if step.limits is not None:
             why, finite = _words(losses, norm, *judged)
-            if overflow and not math.isfinite(norm):
+            if overflow and not finite:
                 why = None
             skipped = overflow and not why
             results.append(StepResult(mean, norm, int(targets), skipped, why, finite, times))

@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ class Writing:
             log.warning("%s was not saved", self.final, exc_info=error)
             if self._rank == 0:  # gives its room back at once
                 shutil.rmtree(self._temporary, ignore_errors=True)
+            else:  # a name may find room where no byte does, and rank 0 need not wait
+                with suppress(OSError):
+                    (self._temporary / file_of(self._rank)).with_suffix(".json").touch()
         self.seconds = time.monotonic() - began
 
     def _write(self, tensors: dict[str, Tensor], arrived: Callable[[], object]) -> None:
@@ -143,7 +147,9 @@ class Writing:
         found: list[dict[str, Any]] = []
         while len(found) < len(notes):
             if notes[len(found)].exists():
-                found.append(json.loads(notes[len(found)].read_bytes()))
+                # An empty one is of a rank that could not even write its note.
+                said = notes[len(found)].read_bytes() or b'{"problem": "nothing can be written"}'
+                found.append(json.loads(said))
                 if problem := found[-1].get("problem"):
                     raise RuntimeError(f"{problem} (rank {len(found) - 1})")
             elif self._abandoned.is_set():
@@ -157,13 +163,15 @@ class Writing:
         return found
 
     def _make_room(self) -> None:
-        """Deletes what need not be kept, but for what is being copied: that goes next time."""
+        """Deletes what need not be kept, but for what is being copied: that goes next time. Later
+        ones, which the run passed over since they are not good, keep no place of a good one."""
         folder = self.final.parent
         remove_leftovers(folder)
-        paths = {step_of(path.name): path for path in checkpoints(folder)}
+        found = [path for path in checkpoints(folder) if path.name <= self.final.name]
+        paths = {step_of(path.name): path for path in found}
         busy = self._copies.busy() if self._copies is not None else set()
         for step in surplus(paths, *self._keep):
-            if paths[step].name not in busy and paths[step] != self.final:
+            if paths[step].name not in busy:
                 remove(paths[step])
 
 

@@ -18,13 +18,13 @@ def draw(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
-def record() -> Iterator[Callable[[str, bool, str], None]]:
-    """`record(fault, survived, detail)`: one try, into the table. A test that lost one fails, with
-    the details, at its end: after its other tries."""
+def record() -> Iterator[Callable[..., None]]:
+    """`record(fault, survived, detail)`: one try, into the table, where `moment` may name when it
+    was done. A test that lost one fails, with the details, at its end: after its other tries."""
     lost = []
 
-    def add(fault: str, survived: bool, detail: str = "") -> None:
-        TABLE.add(fault, survived)
+    def add(fault: str, survived: bool, detail: str = "", moment: str = "") -> None:
+        TABLE.add(fault, survived, moment)
         if not survived:
             lost.append(f"{fault}: {detail}")
 

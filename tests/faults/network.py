@@ -1,8 +1,9 @@
 """Hosts that a test makes itself: network namespaces with addresses, links, processes and an sshd
-of their own, which share the file system as a cluster shares its own.
+of their own, which share the file system as a cluster shares its own, but for a home on each.
 
 A "head" namespace holds the switch and is where commands are given, as on a login node. Nothing is
-changed outside the namespaces; keys and known hosts are in the test's folder, not the user's.
+changed outside the namespaces; keys, known hosts and homes are in the test's folder, not the
+user's.
 """
 
 import os
@@ -21,6 +22,7 @@ StrictModes no
 UsePAM no
 PermitRootLogin yes
 PidFile none
+SetEnv HOME={home} TORCH_EXTENSIONS_DIR={extensions}
 """
 SSH = """
 Host *
@@ -30,6 +32,8 @@ Host *
     StrictHostKeyChecking accept-new
     LogLevel ERROR
 """
+# What DeepSpeed compiles at its first start; each home would have it compiled again.
+EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
 
 
 def refused() -> str:
@@ -56,12 +60,20 @@ class Network:
         self._names = [f"host{index}-{os.getpid()}" for index in range(count)]
         self._head = f"head-{os.getpid()}"
         self._hosts: dict[str, subprocess.Popen] = {}
+        self._started: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Network":
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _open(self) -> None:
         folder = self.folder
         for key in ("key", "host_key"):
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
-        (folder / "sshd_config").write_text(SSHD.format(folder=folder))
         (folder / "ssh_config").write_text(SSH.format(folder=folder))
         # pdsh, DeepSpeed and we ourselves all take the first ssh on the path
         (folder / "bin").mkdir()
@@ -84,26 +96,41 @@ class Network:
             run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
             for link in ("lo", "eth0"):
                 run("ip", "-n", name, "link", "set", link, "up")
-            self.start_host(address)
         for address in self.addresses:
-            self._wait_for(address)
-        return self
+            self.start_host(address)
 
     def __exit__(self, *error: object) -> None:
+        for process in self._started:  # and what it started: --kill-child
+            process.kill()
+            process.wait()
         for address in list(self._hosts):
             self.kill_host(address)
         for name in (*self._names, self._head):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
-    def start_host(self, address: str) -> None:
+    def start_host(self, address: str, apart: Path | None = None) -> None:
         """Turns a host on. Its processes are in a namespace of their own: what is killed there by
-        name, as DeepSpeed does, is killed nowhere else."""
+        name, as DeepSpeed does, is killed nowhere else. What is in the folder `apart` is not what
+        the other hosts have there."""
         command = ["ip", "netns", "exec", self._name(address), "unshare", "--pid", "--fork"]
-        command += ["--mount-proc", "--kill-child", "/usr/sbin/sshd", "-D", "-e", "-f"]
+        command += ["--mount-proc", "--kill-child"]
+        if apart is not None:
+            mounting = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+            command += ["/bin/sh", "-c", mounting, str(apart)]
+        self.home(address).mkdir(exist_ok=True)
+        config = self.folder / f"sshd_config-{address}"
+        config.write_text(
+            SSHD.format(folder=self.folder, home=self.home(address), extensions=EXTENSIONS)
+        )
         with (self.folder / f"sshd-{address}.log").open("a") as log:
             self._hosts[address] = subprocess.Popen(
-                [*command, str(self.folder / "sshd_config")], stderr=log, stdout=log
+                [*command, "/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=log, stdout=log
             )
+        self._wait_for(address)
+
+    def home(self, address: str) -> Path:
+        """The home folder of everybody who comes to a host over ssh."""
+        return self.folder / f"home-{address}"
 
     def kill_host(self, address: str) -> None:
         """Turns a host off: SIGKILL for everything that runs there, connections closed."""
@@ -119,7 +146,7 @@ class Network:
         """A command on the head, in a session of its own, stderr in its stdout."""
         path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         prefix = ["ip", "netns", "exec", self._head, "unshare", "--pid", "--fork", "--mount-proc"]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*prefix, "--kill-child", *command],
             cwd=cwd,
             env=os.environ | {"PATH": path} | environment,
@@ -128,6 +155,8 @@ class Network:
             text=True,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
 
     def hostfile(self, slots: int) -> Path:
         """A file of all hosts."""
@@ -142,7 +171,7 @@ class Network:
         run("ip", "-n", self._head, *words)
 
     def _wait_for(self, address: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             asked = self.start("ssh", "-o", "ConnectTimeout=2", address, "true", cwd=self.folder)
             said, _ = asked.communicate(timeout=30)

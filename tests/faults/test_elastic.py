@@ -1,12 +1,17 @@
 """A run that goes on again and again, each time with other ranks in another layout, trains on the
-same rows and along the same curve as one that was never cut off."""
+same rows and along the same curve as one that was never cut off; and in the same layout it goes on
+to the bit."""
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from tests.test_resume import assert_same_runs
+from tests.test_run import step_reached
 
 SEEN = str(Path(__file__).with_name("train_seen.py"))
 # 12 rows and 12 streams can be shared out over 1, 2, 3, 4 and 6 ranks.
@@ -68,3 +73,27 @@ def test_ranks_and_layouts_come_and_go(runs, record, dtype, tmp_path):
         told = f"losses differ by {worst:.1e}, rows are {'' if same else 'not '}the same"
         record(fault, same and worst <= TOLERANCE[dtype], told)
         cut(tmp_path / "runs" / "moving", 2 * (number + 1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_killed_run_goes_on_to_the_bit(runs, record, draw, stage, dtype):
+    """Two ranks, with dropout, killed at a moment that is drawn: every later metric, and at the end
+    every weight and moment."""
+    how = dict(engine=f"zero{stage}", engine__dtype=dtype, model__dropout=0.1)
+    how |= dict(logging__sample_tokens=0, save_every=2)
+    one, other = f"exact-{stage}-{dtype}", f"killed-{stage}-{dtype}"
+    runs.finished(2, launched=False, name=one, **how)
+    reached = step_reached(draw.randint(3, 8))
+
+    def saved_and_beyond(folder: Path) -> bool:
+        return (folder / "checkpoints/latest").exists() and reached(folder)
+
+    with runs.at(saved_and_beyond, 2, name=other, evaluate_every=3, **how) as ranks:
+        for rank in ranks:
+            rank.send_signal(signal.SIGKILL)
+    runs.finished(2, launched=False, name=other, evaluate_every=3, **how)
+    assert "resumed" in [event["event"] for event in runs.events(other)]
+    assert_same_runs(runs, other, one)
+    record(f"SIGKILL, exact, {dtype}", True, moment=f"ZeRO {stage}")

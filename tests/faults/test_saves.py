@@ -3,7 +3,9 @@ may only be read, files that are damaged, stores that refuse. Kills are in test_
 
 import random
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +16,13 @@ import torch.distributed as dist
 
 from data.uploads import open_upload
 from retnet.training.checkpoint import newest_good
-from retnet.training.housekeeping import checkpoints
-from retnet.training.manifest import verify
+from retnet.training.housekeeping import checkpoints, step_of
+from retnet.training.manifest import read_manifest, verify
+from retnet.training.tensor_file import open_tensors
 from tests.conftest import Runs
 from tests.data.servers import KEYS, s3_server
 from tests.data.test_uploads import Refusing
-from tests.retnet.training.processes import run
+from tests.retnet.training.processes import run, start
 from tests.small_disk import fill, small_disk
 
 Record = Callable[..., None]
@@ -99,6 +102,11 @@ def test_a_run_survives_a_full_disk(
         seen = [line["step"] for line in runs.metrics(name)]
         good &= failed == [4, 6, 8] and seen[-1] == 8 if on_failure == "go_on" else failed == [4]
         record(f"disk full, {on_failure}", good, f"{events} {done.stdout} {done.stderr}")
+        fill(ballast)
+        again = runs.run(name=name, **how)
+        good = again.returncode == 1 and "No space left on device" in again.stderr
+        good &= "Traceback" not in again.stderr and "goes on from" in again.stdout
+        record("disk full from the start", good, f"{again.stdout} {again.stderr}")
         ballast.unlink()
         runs.finished(name=name, **how)
         record("room again", runs.metrics(name) == whole, "other metrics")
@@ -160,3 +168,59 @@ def test_a_store_that_refuses_costs_the_copy_alone(
     good = "copy_failed" in kinds and "copied" not in kinds and kinds[-1] == "finished"
     good &= runs.metrics("refused") == whole
     record("a store that refuses", good, f"{kinds} {said}")
+
+
+def assert_whole(folder: Path) -> int:
+    """Each checkpoint of a run that was killed verifies and is of its own step in every number;
+    returns the newest step, 0 without one."""
+    found = checkpoints(folder)
+    for path in found:
+        verify(path)
+        for name in read_manifest(path)["files"]:
+            file = open_tensors(path / name)
+            for key in file.names():
+                if "/ballast@" in key:
+                    values = file.read(key).unique().tolist()
+                    assert values == [float(step_of(path.name) or -1)], (path, key)
+    return step_of(found[0].name) or 0 if found else 0
+
+
+def kill_once(folder: Path, doomed: list[int], moment: str, delay: float) -> None:
+    """Starts two ranks that load and then save without end, and SIGKILLs the doomed ones `delay`
+    seconds after the moment (`loading` or `saving`) came; the other soon after, as launchers do."""
+    for name in ("loading", "saving"):
+        (folder / name).unlink(missing_ok=True)
+    processes = start("until_killed", 2, folder, module="workers_saving", last=10**6)
+    deadline = time.monotonic() + 60
+    while not (folder / moment).exists():
+        assert time.monotonic() < deadline, processes[0].stdout.read()
+        time.sleep(0.002)
+    time.sleep(delay)
+    for rank in doomed:
+        processes[rank].send_signal(signal.SIGKILL)
+    time.sleep(0.1)
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.long
+def test_a_kill_at_any_moment_leaves_whole_checkpoints(
+    tmp_path: Path, draw: random.Random, record: Record
+) -> None:
+    """Of one rank or both, in a save, the next one and a load; then the run goes on. A whole loop
+    is killed in test_kills.py."""
+    newest, interrupted = 0, 0
+    for doomed, moment in (([0, 1], "saving"), ([1], "saving"), ([0], "loading")) * 2:
+        kill_once(tmp_path, doomed, moment, draw.uniform(0.0, 0.3))
+        interrupted += len(list(tmp_path.glob("checkpoints/*.tmp")))
+        before, newest = newest, assert_whole(tmp_path / "checkpoints")
+        record("SIGKILL beside saves without end", newest >= before, f"{newest}", moment)
+    assert interrupted, "no kill came during a save"
+    assert newest > 0
+    assert run("until_killed", 2, tmp_path, module="workers_saving", last=newest + 2) == [
+        newest,
+        newest,
+    ]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["latest", *(f"step-{newest + step:08d}" for step in (1, 2))]

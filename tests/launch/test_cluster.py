@@ -1,5 +1,6 @@
 """A cluster's file is checked key by key, and what is made of it is what schedulers take."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -67,12 +68,14 @@ def test_the_slurm_script_passes_shellcheck_and_keeps_the_command(
     file = tmp_path / "run.sh"
     file.write_text(script)
     checker = str(Path(sys.executable).with_name("shellcheck"))
+    # since Slurm 22.05 srun takes over nothing of it from the batch script
+    assert f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.cpus_per_process} " in script
     done = subprocess.run([checker, str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
     environment = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "77", "SLURM_PROCID": "1"}
     environment |= {"SLURM_LOCALID": "1", "SLURM_NTASKS": "2", "PATH": "/usr/bin:/bin"}
-    stand_ins = 'srun() { shift; "$@"; }; scontrol() { echo n1; }; export -f srun scontrol\n'
+    stand_ins = 'srun() { shift 2; "$@"; }; scontrol() { echo n1; }; export -f srun scontrol\n'
     run = subprocess.run(
         ["bash", "-c", f"{stand_ins} bash {file}"], env=environment, capture_output=True, text=True
     )
@@ -100,6 +103,15 @@ def test_the_kubernetes_manifest_is_valid_and_as_tight_as_can_be() -> None:
         assert "$$(rm" in container["command"][-len(AWKWARD)]
     with pytest.raises(ValueError, match="image"):
         kubernetes_manifest(SMALL, COMMAND)
+
+
+@pytest.mark.parametrize("name", ["7b", "-", "x" * 49 + ".y", "Run.7/a_b", "9" * 80])
+def test_a_services_name_is_one_that_a_host_can_have(name: str) -> None:
+    """RFC 1035: letters, digits and dashes, a letter first, a letter or digit last, 63 at most."""
+    cluster = replace(SMALL, image="retnet:1", claim="runs")
+    manifest = kubernetes_manifest(cluster, ["train.py", f"name={name}"])
+    service, _ = yaml.safe_load_all(manifest)
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", service["metadata"]["name"])
 
 
 @pytest.mark.parametrize("make", [slurm_script, kubernetes_manifest])

@@ -12,8 +12,9 @@ from launch.lock import hold_folder, is_held, mark_of
 HOLD = """
 import sys
 from pathlib import Path
-from launch.lock import hold_folder
+from launch.lock import hold_folder, mark_of
 lock = hold_folder(Path(sys.argv[1]))
+mark_of(Path(sys.argv[1]))  # as a run does when its ranks look whether they see one folder
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -38,7 +38,7 @@ def test_the_meeting_place_is_the_address_that_was_named(master: str, tmp_path: 
     """And the ranks look for rank 0's mark in the run folder, which must be the same for all."""
     for name in ("shared", "own-0", "own-1"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "lock").write_text(name)
+        (tmp_path / name / "session").write_text(name)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from launch.stop import BETWEEN_LOOKS, StopRequest
+import pytest
+
+from launch.stop import BETWEEN_LOOKS, CLOCK, STOP_SIGNALS, Stopped, StopRequest, age
 
 ROOT = Path(__file__).parents[2]
 # The `deepspeed` command starts the launcher, and that one starts the processes of the run.
@@ -30,13 +32,97 @@ with StopRequest() as stop:
 """
 
 
-def test_a_signal_is_a_request_and_afterwards_signals_are_as_before() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("how", STOP_SIGNALS)
+def test_a_signal_is_a_request_and_afterwards_signals_are_as_before(how: signal.Signals) -> None:
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, CLOCK)}
     with StopRequest() as stop:
         assert not stop
+        os.kill(os.getpid(), how)
+        assert stop and stop.reason == how.name and not stop.fault
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop and stop.reason == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert stop
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_reason_is_the_reason() -> None:
+    """DeepSpeed's launcher answers Ctrl-C with SIGTERM to all, and schedulers send both; which one
+    it was decides whether the run is started again."""
+    for first in (signal.SIGINT, signal.SIGUSR1):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop and stop.reason == first.name
+
+
+def test_what_a_shell_ignores_stays_ignored() -> None:
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_before_there_is_something_to_finish_a_request_leaves() -> None:
+    left: list[str] = []
+    with StopRequest(leave=left.append) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert left == ["SIGUSR1"]
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left == ["SIGUSR1"] and stop
+
+
+def test_a_wait_is_ended_by_a_request_wherever_it_was_made() -> None:
+    """Inside the wait, by an error that nothing catches which tries again; before it; and once."""
+    with StopRequest() as stop:
+        with pytest.raises(Stopped), stop.waiting():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            except Exception as error:
+                raise AssertionError("caught by what waits") from error
+        with pytest.raises(Stopped), stop.waiting():
+            time.sleep(60)
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody waits: a request like any other
+        assert stop
+
+
+def test_a_wait_that_nobody_ends_ends_by_itself() -> None:
+    with StopRequest() as stop:
+        with stop.waiting():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+
+
+@pytest.mark.parametrize("passed", [False, True], ids=["ahead", "already passed"])
+def test_its_own_clock_counts_from_the_start_of_the_process(passed: bool) -> None:
+    ahead = 0.0 if passed else 0.2
+    minutes = (age() + ahead) / 60 if not passed else 1e-9
+    with StopRequest(minutes=minutes) as stop:
+        asked_at = time.monotonic()
+        while not stop:
+            assert time.monotonic() < asked_at + 5
+            time.sleep(0.005)
+        assert stop.reason == "wall clock"
+        assert time.monotonic() - asked_at >= ahead - 0.1
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    with StopRequest() as never:
+        assert not never and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_fault_that_asks_is_told_from_a_request() -> None:
+    with StopRequest() as stop:
+        stop.ask("step 4 could not be saved")
+        assert stop and stop.fault and stop.reason == "step 4 could not be saved"
 
 
 def test_the_end_of_the_deepspeed_command_is_a_request() -> None:
@@ -51,3 +137,23 @@ def test_the_end_of_the_deepspeed_command_is_a_request() -> None:
     assert time.monotonic() - killed_at < BETWEEN_LOOKS + 5
     process.wait()
     process.stdout.close()
+
+
+def test_a_command_that_ended_before_its_ranks_looked_is_missed_too() -> None:
+    """Killed while they were importing: whoever has the launcher now never ends."""
+    launcher = """
+import os, subprocess, sys, time
+while os.getppid() == int(sys.argv[3]):
+    time.sleep(0.01)
+subprocess.run([sys.executable, "-c", sys.argv[2]])
+"""
+    command = """
+import os, subprocess, sys
+words = ["deepspeed.launcher.launch", sys.argv[2], str(os.getpid())]
+subprocess.Popen([sys.executable, "-c", sys.argv[1], *words])
+"""
+    rank = f"import signal; signal.setitimer(signal.ITIMER_REAL, 20){RANK}"
+    done = subprocess.run(
+        [sys.executable, "-c", command, launcher, rank], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["False", "the deepspeed command ended"], done.stderr

@@ -1,12 +1,12 @@
 """A bad step is none: on any rank, at any stage, for any fault; and the run goes on beside it."""
 
-from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.retnet.training.processes import run
-from tests.retnet.training.workers import DTYPES, LAYOUTS
+from tests.retnet.training.workers import DTYPES, ways
 from tests.retnet.training.workers_steps import KINDS
 
 WORDS = {
@@ -21,12 +21,19 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks saw."""
+    return run("refused", 2, tmp_path_factory.mktemp("refused"), module="workers_steps")
+
+
 def test_a_bad_step_moves_nothing_and_the_next_one_is_as_if_it_had_not_been(
-    tmp_path: Path,
+    found: list[dict[str, Any]],
 ) -> None:
     """Weights, moments and counter to the bit, on both ranks, of which only the last was hit."""
-    ranks = run("refused", 2, tmp_path, module="workers_steps")
-    assert len(ranks[0]) == len(DTYPES) * (len(LAYOUTS) + 3)
+    ranks = [each["steps"] for each in found]
+    assert {key[1] for key in ranks[0] if key[0] == "bfloat16"} == {0, 1, 2, 3}
+    assert len(ranks[0]) == sum(len(ways(dtype)) for dtype in DTYPES)
     for key in ranks[0]:
         told = [[result.refused for result in rank[key][0][0]] for rank in ranks]
         assert told[0] == told[1], key
@@ -42,6 +49,6 @@ def test_a_bad_step_moves_nothing_and_the_next_one_is_as_if_it_had_not_been(
             assert weights is None or _same(weights, expected), key
 
 
-def test_a_judged_step_waits_for_no_device(tmp_path: Path) -> None:
-    for rank in run("unwatched", 2, tmp_path, module="workers_steps"):
-        assert rank == {0: [], 1: [], 2: []}
+def test_a_judged_step_waits_for_no_device(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["looks"] == {0: [], 1: [], 2: []}

@@ -10,6 +10,7 @@ from retnet.training.housekeeping import (
     checkpoints,
     name_of,
     put_in_place,
+    remove,
     remove_leftovers,
     step_of,
     surplus,
@@ -79,6 +80,15 @@ def test_leftovers_go_and_what_was_killed_between_two_renames_comes_back(tmp_pat
     _make(tmp_path, "step-00000004.0a.tmp", "step-00000005.tmp", "notes.tmp")
     remove_leftovers(tmp_path)
     assert _names(tmp_path) == ["notes.tmp", "step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_of_a_checkpoint_that_was_moved_elsewhere_the_link_alone_goes(tmp_path: Path) -> None:
+    _make(tmp_path, "elsewhere/1", "run", "run/step-00000003.0a.tmp")
+    for name in ("step-00000001", "step-00000002.0a.tmp"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere/1")
+    remove(tmp_path / "run/step-00000001")
+    remove_leftovers(tmp_path / "run")
+    assert _names(tmp_path / "run") == [] and _names(tmp_path / "elsewhere") == ["1"]
 
 
 def test_a_folder_that_may_only_be_read_is_left_as_it_is(tmp_path: Path) -> None:

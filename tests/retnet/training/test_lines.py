@@ -47,5 +47,20 @@ def test_lines_after_a_step_are_forgotten(tmp_path: Path) -> None:
     for step in (1, 2, 2, 3):
         lines.add({"step": step, "loss": float("nan")})
     lines.close()
-    truncate_after(file, 2)
-    assert read_lines(file) == [{"step": step, "loss": None} for step in (1, 2, 2)]
+    for _ in range(2):
+        truncate_after(file, 2)
+        assert read_lines(file) == [{"step": step, "loss": None} for step in (1, 2, 2)]
+    truncate_after(file, 0)
+    assert file.read_bytes() == b""
+
+
+def test_forgetting_needs_no_room(small_disk: Path) -> None:
+    """A run that is started again on a full disk goes on."""
+    file = small_disk / "x.jsonl"
+    lines = LineFile(file)
+    for step in range(100):
+        lines.add({"step": step, "text": "x" * 1000})
+    lines.close()
+    fill(small_disk / "ballast")
+    truncate_after(file, 90)
+    assert [line["step"] for line in read_lines(file)] == list(range(91))

@@ -64,6 +64,13 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
         verify(path)
 
 
+@pytest.mark.parametrize("files", [[], "x", {file_of(0): 3}, {file_of(0): {"bytes": 10}}])
+def test_files_that_are_not_listed_as_ours_are_refused(tmp_path: Path, files: Any) -> None:
+    path = _make(tmp_path / "x", files=files)
+    with pytest.raises(RuntimeError, match="does not list its files"):
+        verify(path)
+
+
 def test_another_version_is_the_users_to_choose(tmp_path: Path) -> None:
     path = _make(tmp_path / "x", format=1)
     with pytest.raises(ValueError, match="format 1.*reads 2.*another name"):

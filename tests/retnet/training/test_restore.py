@@ -67,9 +67,11 @@ def test_what_comes_out_of_the_layers_is_the_same_in_every_layout(ranks: list[Se
 def test_every_layout_reads_every_other_bit_by_bit(ranks: list[Seen]) -> None:
     for rank in ranks:
         for key, seen in rank.items():
-            assert set(seen["loads"]) == set(EVERY_LAYOUT)
             for made, load in seen["loads"].items():
                 assert load["differing"] == [] and load["stood"], (key, made)
+        for layout in EVERY_LAYOUT:
+            assert set(rank["float32", layout]["loads"]) == set(EVERY_LAYOUT)
+            assert len(rank["bfloat16", layout]["loads"]) == 2
 
 
 def test_every_layout_computes_the_same_from_the_same_checkpoint(ranks: list[Seen]) -> None:
@@ -97,24 +99,27 @@ def test_what_the_optimizer_is_asked_for_is_not_overwritten(ranks: list[Seen]) -
         assert seen["decays"] == [0.7, 0.0], f"{key}: the saved run's weight decay came back"
 
 
-@pytest.mark.parametrize(("world_size", "dtype"), [(1, "bfloat16"), (3, "float32")])
-def test_other_ranks_in_another_layout_and_dtype_read_the_same(
-    ranks: list[Seen], folder: Path, tmp_path: Path, world_size: int, dtype: str
-) -> None:
-    how = dict(made=str(folder), dtype=dtype)
-    for found in run("elastic", world_size, tmp_path, module="workers_layouts", **how):
-        assert found == {layout: [] for layout in EVERY_LAYOUT}
-
-
-def test_what_does_not_fit_is_refused_before_anything_moves(
+def test_three_ranks_in_another_layout_and_dtype_read_the_same(
     ranks: list[Seen], folder: Path, tmp_path: Path
 ) -> None:
-    found = run("refused", 1, tmp_path, module="workers_layouts", made=str(folder))[0]
-    sentence, moved = found["other model"]
+    """Three cut every tensor elsewhere; a third of the layouts, after which the others' code is no
+    other."""
+    how = dict(made=str(folder), dtype="float32", every=3)
+    for found in run("elastic", 3, tmp_path, module="workers_layouts", **how):
+        assert found["elastic"] == {layout: [] for layout in EVERY_LAYOUT[::3]}
+
+
+def test_one_rank_reads_the_same_and_what_does_not_fit_is_refused_before_anything_moves(
+    ranks: list[Seen], folder: Path, tmp_path: Path
+) -> None:
+    how = dict(made=str(folder), dtype="bfloat16", every=2)
+    (found,) = run("elastic", 1, tmp_path, module="workers_layouts", **how)
+    assert found["elastic"] == {layout: [] for layout in EVERY_LAYOUT[::2]}
+    sentence, moved = found["refused"]["other model"]
     assert sentence.startswith("ValueError") and moved == []
     assert "norms.0.weight has the shape [16] there and has the shape [1] here" in sentence
     assert "layers.2.weight is missing there and has the shape [2, 2] here, and 1 more" in sentence
     assert "set model.* and kernels.fused_projections as they were" in sentence
-    sentence, moved = found["less"]
+    sentence, moved = found["refused"]["less"]
     assert sentence.startswith("RuntimeError") and moved == []
     assert "does not hold all of master/" in sentence

@@ -1,20 +1,18 @@
-"""What is saved is what was there, and nothing that happens to a save harms an older one."""
+"""What is saved is what was there, and nothing that happens to a save harms an older one. Kills are
+in tests/faults."""
 
-import random
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from retnet.training.housekeeping import checkpoints, step_of
+from retnet.training.housekeeping import checkpoints
 from retnet.training.manifest import read_manifest, verify
 from retnet.training.saver import CheckpointConfig, OnFailure
 from retnet.training.tensor_file import open_tensors
 from tests.data.servers import KEYS, s3_server
-from tests.retnet.training.processes import run, start
+from tests.retnet.training.processes import run
 from tests.small_disk import small_disk
 
 MODULE = "workers_saving"
@@ -108,56 +106,6 @@ def test_a_full_disk_costs_the_save_alone(tmp_path: Path) -> None:
     for step in (4, 5):
         assert [news.kind for news in rank[step]["news"]] == ["saved"]
         assert rank[step]["good"] == [f"step-0000000{step}"], "one stays, the newest"
-
-
-def assert_whole(folder: Path) -> int:
-    """Each checkpoint of a run that was killed verifies and is of its own step in every number;
-    returns the newest step, 0 without one."""
-    found = checkpoints(folder)
-    for path in found:
-        verify(path)
-        for name in read_manifest(path)["files"]:
-            file = open_tensors(path / name)
-            for key in file.names():
-                if "/ballast@" in key:
-                    values = file.read(key).unique().tolist()
-                    assert values == [float(step_of(path.name) or -1)], (path, key)
-    return step_of(found[0].name) or 0 if found else 0
-
-
-def kill_once(folder: Path, doomed: list[int], moment: str, delay: float) -> None:
-    """Starts two ranks that load and then save without end, and SIGKILLs the doomed ones `delay`
-    seconds after the moment (`loading` or `saving`) came; the other soon after, as launchers do."""
-    for name in ("loading", "saving"):
-        (folder / name).unlink(missing_ok=True)
-    processes = start("until_killed", 2, folder, module=MODULE, last=10**6)
-    deadline = time.monotonic() + 60
-    while not (folder / moment).exists():
-        assert time.monotonic() < deadline, processes[0].stdout.read()
-        time.sleep(0.002)
-    time.sleep(delay)
-    for rank in doomed:
-        processes[rank].send_signal(signal.SIGKILL)
-    time.sleep(0.1)
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    """Of one rank or both, in a save, the next one and a load; then the run goes on. More moments
-    and a whole loop are in tests/faults/test_kills.py."""
-    draw, newest, interrupted = random.Random(7), 0, 0
-    for doomed, moment in (([0, 1], "saving"), ([1], "saving"), ([0], "loading")):
-        kill_once(tmp_path, doomed, moment, draw.uniform(0.0, 0.3))
-        interrupted += len(list(tmp_path.glob("checkpoints/*.tmp")))
-        before, newest = newest, assert_whole(tmp_path / "checkpoints")
-        assert newest >= before
-    assert interrupted, "no kill came during a save"
-    assert newest > 0
-    assert run("until_killed", 2, tmp_path, module=MODULE, last=newest + 2) == [newest, newest]
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["latest", *(f"step-{newest + step:08d}" for step in (1, 2))]
 
 
 def test_the_config_is_checked_by_its_keys() -> None:

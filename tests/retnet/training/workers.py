@@ -138,12 +138,20 @@ def updates(folder: Path) -> dict[Any, Any]:
     return found
 
 
+def ways(dtype: Precision) -> list[tuple[int, bool, Update]]:
+    """Stage, offload and update. In float32 those alone that have no masters beside the module,
+    and one that has."""
+    if dtype is Precision.float32:
+        return [(0, False, Update.fused), (0, False, Update.stock), (3, False, Update.fused)]
+    stock = [(stage, False, Update.stock) for stage in (0, 1, 2)]
+    return [(*layout, Update.fused) for layout in LAYOUTS] + stock
+
+
 def bad_steps(folder: Path) -> dict[Any, Any]:
     """A good step, one that the last rank spoils (0 its gradient, 1 its loss), two good ones."""
     found = {}
-    stock = [(stage, False, Update.stock) for stage in (0, 1, 2)]
     for dtype in DTYPES:
-        for stage, offload, update in [(*layout, Update.fused) for layout in LAYOUTS] + stock:
+        for stage, offload, update in ways(dtype):
             for spoil in (0, 1):
                 engine = start(make_model(Spoiled), stage, offload, dtype, 2, update)
                 take_steps(engine, 0, 1)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from retnet.training.checkpoint import load_checkpoint
 from retnet.training.engine import Precision, gather_weights
+from retnet.training.housekeeping import checkpoints
 from retnet.training.saver import CheckpointConfig, Saver
 from retnet.training.state import TrainState
 from tests.retnet.training.small_model import make_model
@@ -23,7 +24,8 @@ BALLAST = 1_500_000
 def trained(folder: Path, steps: int, save_every: int) -> dict[str, object]:
     """Trains to step `steps` from the newest checkpoint in the folder, with dropout, at ZeRO 1.
 
-    Rank 0 leaves what happens, line by line, in `told`, and what it is about, in `phase`.
+    Rank 0 leaves what happens, line by line, in `told`; each rank what it is about in `phase-RANK`:
+    start-up, load (where there is something to load), step, save, next save, last save or end.
     """
     told = (folder / "told").open("a", buffering=1) if dist.get_rank() == 0 else None
     phase = os.open(folder / f"phase-{dist.get_rank()}", os.O_WRONLY | os.O_CREAT)
@@ -39,11 +41,13 @@ def trained(folder: Path, steps: int, save_every: int) -> dict[str, object]:
     module = make_model(dropout=0.1)
     module.ballast = torch.nn.Parameter(torch.zeros(BALLAST))
     engine = start(module, 1, False, Precision.float32, 2)
-    mark("load")
+    if checkpoints(folder / "checkpoints"):
+        mark("load")
     loaded = load_checkpoint(engine, folder / "checkpoints")
     state = loaded.state if loaded else TrainState()
     tell(began=state.step, passed_over=loaded.passed_over if loaded else [])
     saver = Saver(engine, folder / "checkpoints", CheckpointConfig(), {}, patience=60)
+    save = "save"
     mark("step")
     while state.step < steps:
         (result,) = take_steps(engine, state.step, state.step + 1)
@@ -51,15 +55,17 @@ def trained(folder: Path, steps: int, save_every: int) -> dict[str, object]:
         tell(step=state.step, loss=result.loss, norm=result.grad_norm)
         time.sleep(0.03)  # a thread's write gets a share of steps to go on under
         if state.step % save_every == 0:
-            mark("save")
+            mark(save)
             saver.save(state, {})
-            mark("step + write")
+            mark("step")
+            save = "next save"
         for news in saver.news():
             tell(**{news.kind: news.step})
     mark("last save")
     saver.finish()
     for news in saver.news():
         tell(**{news.kind: news.step})
+    mark("end")
     return {"weights": gather_weights(engine), "moments": moments(engine)}
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from retnet.training.checkpoint import load_checkpoint
+from retnet.training.engine import Precision
 from retnet.training.evaluate import evaluate
 from retnet.training.manifest import read_manifest
 from retnet.training.pieces import buffers, counter, pieces, shapes
@@ -30,6 +31,7 @@ from tests.retnet.training.workers import (
 )
 
 EVERY_LAYOUT = [*LAYOUTS, (1, True), (3, True)]
+Layout = tuple[int, bool]
 
 
 def everything(engine: deepspeed.DeepSpeedEngine) -> dict[str, Tensor]:
@@ -74,9 +76,17 @@ def watched_steps(
     return read_steps(engine, queued), [step.norms.read() for step in queued]
 
 
+def makers(dtype: Precision, layout: Layout) -> list[Layout]:
+    """Whose checkpoints a layout reads: in float32 everybody's, in bfloat16, where nothing that is
+    saved is rounded, those of the next one and its own."""
+    others = [other for other in EVERY_LAYOUT if other != layout]
+    following = EVERY_LAYOUT[(EVERY_LAYOUT.index(layout) + 1) % len(EVERY_LAYOUT)]
+    return [*(others if dtype is Precision.float32 else [following]), layout]
+
+
 def resumed(folder: Path) -> dict[Any, Any]:
     """In every layout three steps, a checkpoint and three more; then in each layout a new engine
-    loads what all of them saved, its own last, and takes three steps from it, watched. With
+    loads what `makers` of it saved, its own last, and takes three steps from it, watched. With
     dropout."""
     state = TrainState(step=3, position=24, tokens=240, data_fingerprint="f")
     mine = share(global_batch(99, 4), dist.get_rank(), dist.get_world_size(), 1)
@@ -100,7 +110,7 @@ def resumed(folder: Path) -> dict[Any, Any]:
             engine = start(SmallModel(dropout=0.1), *layout, dtype, 2)
             engine.optimizer.param_groups[0]["weight_decay"] = 0.7
             seen = found[dtype.name, layout]
-            for made in [*(other for other in EVERY_LAYOUT if other != layout), layout]:
+            for made in makers(dtype, layout):
                 loaded = load_checkpoint(engine, folder / f"{dtype.name}-{made}")
                 seen["loads"][made] = {
                     "differing": differing(everything(engine), found[dtype.name, made]["saved"]),
@@ -116,21 +126,23 @@ def resumed(folder: Path) -> dict[Any, Any]:
     return found
 
 
-def elastic(folder: Path, made: str, dtype: str) -> dict[Any, list[str]]:
-    """What differs where each layout loads what the next one saved in `resumed`, in this dtype, on
-    another number of ranks and in the other dtype, with another shape of the batch."""
+def elastic(folder: Path, made: str, dtype: str, every: int) -> dict[str, dict[Any, Any]]:
+    """What differs where layouts, each one after so many, load what the next one saved in `resumed`
+    in this dtype, on another number of ranks and in the other dtype, with another shape of the
+    batch; beside it what `refused` finds."""
     saved = torch.load(Path(made) / "saved.pt", weights_only=True)
     other = next(each for each in DTYPES if each.name != dtype)
-    found = {}
-    for here, layout in zip([EVERY_LAYOUT[-1], *EVERY_LAYOUT], EVERY_LAYOUT, strict=False):
+    found: dict[Any, Any] = {}
+    pairs = list(zip([EVERY_LAYOUT[-1], *EVERY_LAYOUT], EVERY_LAYOUT, strict=False))
+    for here, layout in pairs[::every]:
         engine = start(make_model(), *here, other, 1, rows=12)
         load_checkpoint(engine, Path(made) / f"{dtype}-{layout}")
         found[layout] = differing(everything(engine), saved[dtype, layout])
         engine.destroy()
-    return found
+    return {"elastic": found, "refused": refused(made) if dist.get_world_size() == 1 else {}}
 
 
-def refused(folder: Path, made: str) -> dict[str, tuple[str, list[str]]]:
+def refused(made: str) -> dict[str, tuple[str, list[str]]]:
     """The errors, and what has moved, where a checkpoint is of a model with one weight less and
     another of another shape, and where one of its files is not there."""
     path = next(Path(made).glob("float32-*/step-00000003"))

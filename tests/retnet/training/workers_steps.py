@@ -9,19 +9,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from retnet.training.engine import gather_weights
+from retnet.training.engine import Precision, gather_weights
+from retnet.training.housekeeping import checkpoints
 from retnet.training.lines import read_lines
 from retnet.training.metrics import Metrics
-from retnet.training.optimizer import Update
 from retnet.training.pieces import counter, pieces
+from retnet.training.rollback import forget_later, go_back
+from retnet.training.saver import CheckpointConfig, Saver
 from retnet.training.sinks import LoggingConfig, WandbMode
 from retnet.training.stability import Mode, Stability, StabilityConfig
 from retnet.training.state import TrainState
-from retnet.training.step import StepResult, read_steps, train_step
+from retnet.training.step import NonFiniteError, StepResult, read_steps, train_step
 from retnet.training.unread import UnreadSteps
 from tests.retnet.training.looks import Looks
 from tests.retnet.training.small_model import Output, SmallModel, make_model
-from tests.retnet.training.workers import DTYPES, LAYOUTS, RATE, main, rows_of, start
+from tests.retnet.training.workers import (
+    DTYPES,
+    RATE,
+    main,
+    rows_of,
+    start,
+    take_steps,
+    ways,
+)
 
 KINDS = ("nan loss", "infinite gradient", "loss spike", "norm spike")
 BAD = 0  # a token that no row of `global_batch` holds
@@ -69,13 +79,12 @@ def take(
     return read_steps(engine, queued)
 
 
-def refused(folder: Path) -> dict[Any, Any]:
-    """Three good steps, a bad one of each kind, a good one; and the same without the bad ones."""
+def refused(folder: Path) -> dict[str, dict[Any, Any]]:
+    """Three good steps, a bad one of each kind, a good one; and the same without the bad ones.
+    Beside it, what `unwatched` finds."""
     found = {}
-    ways = [(*layout, Update.fused) for layout in LAYOUTS]
-    ways += [(stage, False, Update.stock) for stage in (0, 1, 2)]
     for dtype in DTYPES:
-        for stage, offload, update in ways:
+        for stage, offload, update in ways(dtype):
             ends = []
             for kinds in (KINDS, ()):
                 engine = start(make_model(Faulty), stage, offload, dtype, 2, update)
@@ -90,10 +99,10 @@ def refused(folder: Path) -> dict[Any, Any]:
                 ends.append((results, seen, numbers(engine), gather_weights(engine)))
                 engine.destroy()
             found[dtype.name, stage, offload, update.name] = ends
-    return found
+    return {"steps": found, "looks": unwatched()}
 
 
-def unwatched(folder: Path) -> dict[Any, list[str]]:
+def unwatched() -> dict[Any, list[str]]:
     """Where the host looks at a tensor while a judged step is queued, the update being fused, with
     a look at its layers."""
     found = {}
@@ -137,6 +146,45 @@ def slow_rank(folder: Path) -> dict[str, Any]:
     metrics.close()
     events = read_lines(folder / "events.jsonl")
     return {"values": values, "events": events, "said": said.getvalue()}
+
+
+def rolled_back(folder: Path) -> dict[str, Any]:
+    """A run that has checkpoints of the steps 2, 4 and 6, and goes back from step 7 again and
+    again: for strikes at different steps, which of them it found, and what that left of the run's
+    state and weights; and what is there once later ones are forgotten."""
+    engine = start(make_model(), 1, False, Precision.float32, 1)
+    config = StabilityConfig(mode=Mode.rollback, max_rollbacks=3)
+    said = {"console": io.StringIO(), "total_steps": 9, "run_name": "run", "resolved_config": {}}
+    metrics = Metrics(folder, LoggingConfig(wandb=WandbMode.off), rank=0, **said)
+    place, weights = folder / "checkpoints", {}
+    writer = Saver(engine, place, CheckpointConfig(keep_last=0), {}, patience=60)
+    for step in (2, 4, 6):
+        take_steps(engine, step - 2, step)
+        recent = {"losses": [float(step)], "norms": [1.0]}
+        state = TrainState(step=step, position=8 * step, tokens=10 * step, recent=recent)
+        writer.save(state, {}, wait=True)
+        weights[step] = gather_weights(engine)
+    take_steps(engine, 6, 7)
+    found: dict[str, Any] = {}
+    cases = {"kept": ([4, 5, 6], 0), "first not kept": ([1, 5, 6], 1), "none": ([0, 1], 2)}
+    for name, (strikes, rollbacks) in (cases | {"too often": ([4, 5, 6], 3)}).items():
+        state = TrainState(step=7, position=56, tokens=70, rollbacks=rollbacks, strikes=strikes)
+        before, error = gather_weights(engine), ""
+        try:
+            go_back(engine, place, state, config, metrics)
+        except NonFiniteError as problem:
+            error = str(problem)
+        now = gather_weights(engine)
+        is_of = [step for step in weights if _same(weights[step], now)]
+        found[name] = {"state": state, "error": error, "weights of": is_of}
+        found[name]["moved"] = not _same(before, now)
+    forget_later(place, 4)
+    found["left"] = [path.name for path in checkpoints(place)]
+    return found
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 if __name__ == "__main__":
