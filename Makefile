@@ -10,7 +10,7 @@ SEED ?= $(shell date +%s)
 GPUS = $(shell $(BIN)/python -c "import torch; n = torch.cuda.device_count(); print(max(p for p in (0, 1, 2, 4, 8) if p <= n))")
 LAUNCH = $(if $(filter 0,$(GPUS)),DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2,$(BIN)/deepspeed --num_gpus $(GPUS)) --quiet
 
-.PHONY: help setup train prepare test test-faults bench lint format
+.PHONY: help setup train prepare report test test-faults bench lint format
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -28,6 +28,9 @@ train: $(READY)  ## Train the small default model on this machine, or go on wher
 
 prepare: $(READY)  ## Make token shards of any text: ARGS="data=... out=FOLDER"
 	$(BIN)/python -m data.prepare $(ARGS)
+
+report: $(READY)  ## Write report.html, with its pictures: ARGS="runs/a runs/b" compares
+	@$(BIN)/python -m retnet.report $(or $(ARGS),runs/first-run)
 
 test: $(READY)  ## Prove the laws: every test there is
 	$(BIN)/python -m pytest $(ARGS)

@@ -3,19 +3,25 @@ written. Not here: which names and values there are (`names.py`, `values.py`).
 """
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from configs.names import closest, closest_key, config_groups, key_types
+from configs.names import closest, closest_key, key_types, option_of, own_names
 from configs.values import shown
 
 MULTIRUN = {"-m", "--multirun"}
 ASK_HYDRA = {"--hydra-help", "--version", "-v", "--info", "-i", "--shell-completion", "-sc"}
 WITH_VALUE = {"--cfg", "-c", "--package", "-p"}
-FLAGS = {"-h", "--help", "--plan", "--resolve", "--run", "-r"} | MULTIRUN | ASK_HYDRA | WITH_VALUE
+ALONE = {"-h", "--help", "--plan", "--resolve", "--run", "-r"} | MULTIRUN
+FLAGS = ALONE | ASK_HYDRA | WITH_VALUE
+OTHER_CONFIGS = {
+    *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd"),
+    "--experimental-rerun",
+}
 
 
 class CommandLine(NamedTuple):
@@ -34,19 +40,30 @@ def split(arguments: list[str]) -> CommandLine:
         if not word.startswith("-"):
             overrides.append(word)
             continue
-        name, equals, value = word.partition("=")
+        name, equals, _ = word.partition("=")
+        if name in OTHER_CONFIGS:
+            raise ValueError(
+                f"{name}: the config is configs/train.yaml; put what is yours into a file "
+                "configs/experiment/NAME.yaml, and say experiment=NAME"
+            )
+        if name in ALONE and equals:
+            raise ValueError(f"{word}: {name} is said without a value")
         if name not in FLAGS:
             raise ValueError(_unknown_flag(word, next(words, "")))
         flags.add(name)
         if name in WITH_VALUE and not equals:
             next(words, None)
+    for index, (before, after) in enumerate(pairwise(overrides)):
+        if after.startswith("=") or (before.endswith("=") and "=" not in after):
+            words = overrides[index : index + (3 if after == "=" else 2)]
+            raise ValueError(f"{' '.join(words)}: written without spaces, as {''.join(words)}")
     return CommandLine(overrides, flags)
 
 
 def _unknown_flag(word: str, after: str) -> str:
     name, equals, value = word.lstrip("-").partition("=")
     name, value = name.replace("-", "_"), value or after
-    known = {key for key in key_types() if not key.startswith("hydra.")} | set(config_groups())
+    known = own_names()
     flag = closest(word.partition("=")[0], FLAGS, cutoff=0.8)
     if flag and name not in known:
         return f"there is no flag {word.partition('=')[0]}; did you mean {flag}?"
@@ -59,6 +76,10 @@ def _unknown_flag(word: str, after: str) -> str:
 def parse(text: str) -> Override:
     """One override; raises ValueError where it is none."""
     key, equals, value = text.partition("=")
+    if equals and value.startswith("=") and key:
+        raise ValueError(f"{shown(text)}: one = is enough, as {key}={value.lstrip('=') or '...'}")
+    if equals and not key.strip("+~ "):
+        raise ValueError(_odd_key(key, value))
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -76,15 +97,16 @@ def parse(text: str) -> Override:
 
 
 def _no_override(text: str) -> str:
+    if option := option_of(text):
+        return f"{text}: an option of a group is written {option}"
     key, colon, value = text.partition(":")
-    known = {key for key in key_types() if not key.startswith("hydra.")} | set(config_groups())
     if colon and re.fullmatch(r"[\w.]+", key):
-        meant = closest_key(key, known) or key
+        meant = closest_key(key, own_names()) or key
         return f"{text}: an override is written key=value, as {meant}={value.strip() or '...'}"
     example = "steps=200"
-    if found := closest_key(text, known) if re.fullmatch(r"[\w./-]+", text) else None:
+    if found := closest_key(text, own_names()) if re.fullmatch(r"[\w./-]+", text) else None:
         example = f"{found}=..."
-    return f"{text}: an override is written key=value without spaces, as {example}"
+    return f"{shown(text)}: an override is written key=value without spaces, as {example}"
 
 
 def _odd_key(key: str, value: str) -> str:

@@ -6,7 +6,7 @@ of a second, and its dataclasses check what several keys say together.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import (
@@ -14,19 +14,21 @@ from hydra.core.override_parser.types import (
     Glob,
     IntervalSweep,
     Override,
-    QuotedString,
     Sweep,
 )
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from configs import names
 from configs.command_line import ASK_HYDRA, MULTIRUN, parse, raw, split
-from configs.names import LAUNCHER, closest, config_groups, did_you_mean, key_types, unknown_key
+from configs.files import check_files
+from configs.names import LAUNCHER, config_groups, did_you_mean, key_types, unknown_key
 from configs.schema import Config, plain
-from configs.values import check_value, shown
+from configs.values import check_option, check_value, shown
+
+LEFT_TO_THE_USER = re.compile(r"^(\w+): \?\?\?", re.MULTILINE)
 
 
 def check_overrides(arguments: list[str]) -> Config | None:
@@ -63,10 +65,13 @@ def composed(overrides: list[str]) -> tuple[Config, dict[str, str]]:
         with initialize_config_dir(config_dir=str(names.FOLDER), version_base="1.3"):
             made = compose("train", overrides=overrides, return_hydra_config=True)
         swept = OmegaConf.select(made, "hydra.sweeper.params") or {}
+        choices = made.hydra.runtime.choices
         OmegaConf.set_struct(made, False)
         del made["hydra"]
+        check_set(made, choices)
         return plain(made), {str(key): str(value) for key, value in swept.items()}
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        check_files(overrides)
         raise ValueError(explain(error)) from error
 
 
@@ -102,35 +107,11 @@ def check_override(override: Override, sweeps: bool) -> None:
             check_value(key, kinds[key], value)
 
 
-def check_option(group: str, value: object) -> None:
-    """Raises ValueError where a group has no such option."""
-    options = config_groups()[group]
-    if isinstance(value, list):
-        for each in value:
-            check_option(group, each)
-        return
-    if isinstance(value, QuotedString):
-        value = value.text
-    if value is None or value in options:
-        return
-    if group == "plan" and not (isinstance(value, str) and closest(value, options)):
-        raise ValueError(
-            f"plan={shown(value)}: plan= names a machine, as plan=h200_8; to see what a run would "
-            "cost, say --plan"
-        )
-    if isinstance(value, dict):
-        raise ValueError(f"{group}={shown(value)}: set its keys one by one, as {group}.key=value")
-    text = shown(value).removesuffix(".yaml").rpartition("/")[2]
-    end = f"; did you mean {group}={text}?" if text in options else ""
-    raise ValueError(
-        f"{group}={shown(value)}: there is no configs/{group}/{text}.yaml"
-        f"{end or did_you_mean(text, options, prefix=f'{group}=')}"
-    )
-
-
 def _check_hydra(override: Override) -> None:
     """The launcher's own keys; the rest of Hydra's is Hydra's to check."""
     key = override.key_or_group
+    if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir"):
+        raise ValueError(f"{key}={raw(override)}: a run's folder is runs/<name>; set name=...")
     if key == "hydra/launcher" and override.value() != "processes":
         raise ValueError(
             f"hydra/launcher={shown(override.value())} would train several models in one process, "
@@ -191,29 +172,27 @@ def explain(error: Exception) -> str:
     """Hydra's, OmegaConf's or YAML's error as one line that names the key."""
     if "hydra/sweeper/optuna" in str(error):
         return "hydra/sweeper=optuna is not installed: pip install 'retnet[sweeps]'"
-    if isinstance(error, YAMLError):
-        mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
-        return f"{place}this is no YAML: {getattr(error, 'problem', None) or first_line(error)}"
     cause = error
     while cause.__cause__ is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__
     key = getattr(cause, "full_key", None)
-    if isinstance(cause, MissingMandatoryValue):
-        return missing(str(cause), key)
     message = first_line(getattr(cause, "msg", None) or cause)
     return f"{key}: {message}" if key and not message.startswith(key) else message
 
 
-def missing(message: str, key: str | None) -> str:
-    """A sentence for a key that an option leaves to the user."""
-    found = re.search(r"missing mandatory value: (\w+)", message)
-    name = found[1] if found else (key or "").rpartition(".")[2]
-    owner = re.search(r"`(\w+?)Config`", message)
-    section = f"{owner[1].lower()}." if owner else (key or "").rpartition(".")[0]
-    whole = key if key and key.endswith(name) else f"{section}{name}"
-    words = names.meaning(whole) if whole in key_types() else ""
-    return f"{whole} is not set, and this {section.rstrip('.')} needs it: {whole}=... ({words})"
+def check_set(made: DictConfig, choices: Mapping[str, str]) -> None:
+    """Raises ValueError where a chosen option leaves a key to the user (`key: ???`) and nobody set
+    it; composing would take the schema's empty default for it."""
+    for group in config_groups():
+        file = names.FOLDER / group / f"{choices.get(group)}.yaml"
+        if not file.is_file():
+            continue
+        left = [f"{group}.{key}" for key in LEFT_TO_THE_USER.findall(file.read_text())]
+        unset = [key for key in left if OmegaConf.select(made, key) is None]
+        if unset:
+            words = names.meaning(unset[0]).partition(";")[0].rstrip(".")
+            needed = " ".join(f"{key}=..." for key in left)
+            raise ValueError(f"{group}={choices[group]} needs {needed} ({words})")
 
 
 def first_line(error: object) -> str:

@@ -17,6 +17,7 @@ from launch.sweep.config import SweepConfig
 
 FOLDER = Path(__file__).parent
 LAUNCHER = "hydra.launcher"
+DEVICES = {"gpus", "num_gpus", "n_gpus", "ngpus", "num_nodes", "nnodes", "nodes", "world_size"}
 ELSEWHERE = {
     # what people type who come from another framework, or in a hurry -> ours
     "lr": "optimizer.learning_rate",
@@ -67,9 +68,13 @@ ELSEWHERE = {
 }
 
 
-@cache
-def config_groups(folder: Path = FOLDER) -> dict[str, set[str]]:
+def config_groups() -> dict[str, set[str]]:
     """The groups below configs/ and the options of each."""
+    return _groups(FOLDER)
+
+
+@cache
+def _groups(folder: Path) -> dict[str, set[str]]:
     return {
         group.name: {path.stem for path in group.glob("*.yaml")}
         for group in folder.iterdir()
@@ -129,20 +134,44 @@ def field_docs(schema: type) -> dict[str, str]:
 
 def unknown_key(word: str) -> str:
     """One sentence for a key or group that there is not, with what was probably meant."""
-    groups = config_groups()
-    known = {key for key in key_types() if not key.startswith("hydra.")} | set(groups)
+    groups, known = config_groups(), own_names()
     if word.startswith("hydra."):
         known = {key for key in key_types() if key.startswith(LAUNCHER)}
-    first, _, rest = word.replace("/", ".").partition(".")
-    group = closest(first, groups)
-    if group and (option := closest(rest.removesuffix(".yaml"), groups[group])):
-        if closest(rest, fields_of(group)) is None or option == rest:
-            return f"there is no key {word}: an option of a group is written {group}={option}"
+    if word in DEVICES:
+        return (
+            f"there is no key {word}: how many devices a run has is its launcher's to say, as "
+            "deepspeed --num_gpus 8 train.py ..."
+        )
+    if option := option_of(word):
+        return f"there is no key {word}: an option of a group is written {option}"
     if found := closest_key(word, known):
         return f"there is no key {word}; did you mean {found}?"
+    group = closest(word.partition(".")[0], groups)
+    rest = word.partition(".")[2]
     if group and rest:
         return f"there is no key {word}; {group} has {listed(fields_of(group))}"
     return f"there is no key {word}; see --help"
+
+
+def option_of(word: str) -> str | None:
+    """group=option for a word that runs the two together, or names an option alone."""
+    groups = config_groups()
+    if any(key.rpartition(".")[2] == word.rpartition(".")[2] for key in key_types()):
+        return None
+    first, _, rest = word.replace("/", ".").removesuffix(".yaml").partition(".")
+    if not rest:
+        found = [f"{name}={first}" for name in sorted(groups) if first in groups[name]]
+        return found[0] if len(found) == 1 else None
+    group = closest(first, groups)
+    option = closest(rest, groups[group]) if group else None
+    if option is None or (option != rest and closest(rest, fields_of(group))):
+        return None
+    return f"{group}={option}"
+
+
+def own_names() -> set[str]:
+    """Every key and group of ours, without those that Hydra knows."""
+    return {key for key in key_types() if not key.startswith("hydra.")} | set(config_groups())
 
 
 def fields_of(section: str) -> set[str]:
@@ -152,18 +181,18 @@ def fields_of(section: str) -> set[str]:
 
 
 def closest_key(word: str, known: Collection[str]) -> str | None:
-    """The key of `known` that `word` was probably meant to be: the same but for its case, close in
-    its letters, the same last part in another section, close within its section, close in its last
-    part, or another framework's word."""
+    """The key of `known` that `word` was probably meant to be: the same but for its case, the same
+    last part in another section, close in its letters, another framework's word, close within its
+    section, or close in its last part."""
     small = word.lower().replace("-", "_")
     if small in known:
         return small
     last = small.rpartition(".")[2]
-    if close := get_close_matches(small, known, n=1, cutoff=0.87):
-        return close[0]
     by_last = [key for key in sorted(known) if key.rpartition(".")[2] == last]
     if by_last:  # another section's key, or the section left out or misspelt
         return max(by_last, key=lambda key: SequenceMatcher(None, key, small).ratio())
+    if close := get_close_matches(small, known, n=1, cutoff=0.87):
+        return close[0]
     if elsewhere := ELSEWHERE.get(last):
         return elsewhere
     if "." in small:

@@ -4,6 +4,7 @@ Hydra composes YAML groups and overrides into it (`configs/train.yaml` puts it f
 value is checked against its type); `plain` then gives the run one object that knows no Hydra.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.redact import redact
 from data.config import DataConfig
+from data.presence import check_presence
 from data.share import Share, check_ranks
 from data.tokenizer import TokenizerConfig
 from data.uploads import open_upload
@@ -107,17 +109,22 @@ class Config:
                 f"global_batch_size={self.global_batch_size} has no row for each of {world_size} "
                 "ranks: raise global_batch_size or start fewer processes"
             )
+        self.evaluation.check()
         check_ranks(self.data, self.global_batch_size, self.micro_batch_size, world_size)
+        check_presence(self.data, self.tokenizer)
+        _check_folder(self.folder)
         earlier = self.folder / "config.yaml"
         if not earlier.exists() or not any((self.folder / "checkpoints").glob("step-*")):
             return
-        old, new = yaml.safe_load(earlier.read_text())["model"], as_dict(self)["model"]
+        old, new = _model_of(earlier), as_dict(self)["model"]
         changed = [f"model.{key}={old.get(key)}" for key in new if old.get(key) != new[key]]
         changed = [text for text in changed if text.split("=")[0] not in FREE_TO_CHANGE]
         if changed:
+            some = ", ".join(changed[:3])
+            more = f" and {len(changed) - 3} keys more" if len(changed) > 3 else ""
             raise ValueError(
-                f"{self.folder} holds a run with {', '.join(changed)}, and this command asks for "
-                f"another model; go on with that one, or start a new run with name=..."
+                f"{self.folder} holds a run with {some}{more}, and this command asks for another "
+                "model; go on with that one, or start a new run with name=..."
             )
 
     def rows_at_once(self, world_size: int) -> int:
@@ -138,6 +145,31 @@ class Config:
     def folder(self) -> Path:
         """The run's folder."""
         return Path("runs") / self.name
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ValueError where a run cannot have this folder."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, and the run needs a folder there; give another name=")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} may not be written to by this user; the run's folder goes there")
+    if (folder / "points.jsonl").exists():
+        raise ValueError(
+            f"{folder} holds a sweep, whose points are runs; give another name=, or go on with a "
+            f"point of it, as name={folder.relative_to('runs')}/POINT"
+        )
+
+
+def _model_of(file: Path) -> dict[str, Any]:
+    """The model of an earlier run's config.yaml."""
+    try:
+        return dict(yaml.safe_load(file.read_text())["model"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} is no config of a run, and there are checkpoints beside it: start a new run "
+            "with name=..., or put the file back"
+        ) from error
 
 
 FREE_TO_CHANGE = {

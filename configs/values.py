@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.types import QuotedString
 
-from configs.names import closest, did_you_mean, meaning
+from configs.names import closest, config_groups, did_you_mean, meaning
 
 BOOLEANS = {"true", "false", "yes", "no", "on", "off", "y", "n", "1", "0"}
 UNITS = {"k": 1_000, "m": 1_000_000, "g": 10**9, "b": 10**9, "ki": 2**10, "mi": 2**20}
@@ -46,6 +46,32 @@ def check_value(key: str, kind: Any, value: Any) -> None:
         raise ValueError(f"{key}={shown(value)}: needed {NEEDED[kind]}, not a list{_hint(key)}")
     else:
         CHECKS[kind](key, value)
+
+
+def check_option(group: str, value: object) -> None:
+    """Raises ValueError where a group has no such option."""
+    options = config_groups()[group]
+    if isinstance(value, list):
+        for each in value:
+            check_option(group, each)
+        return
+    if isinstance(value, dict):
+        raise ValueError(f"{group}={shown(value)}: set its keys one by one, as {group}.key=value")
+    if isinstance(value, QuotedString):
+        value = value.text
+    if value is None or value in options:
+        return
+    if group == "plan" and not (isinstance(value, str) and closest(value, options)):
+        raise ValueError(
+            f"plan={shown(value)}: plan= names a machine, as plan=h200_8; to see what a run would "
+            "cost, say --plan"
+        )
+    text = shown(value).removesuffix(".yaml").rpartition("/")[2]
+    end = f"; did you mean {group}={text}?" if text in options else ""
+    raise ValueError(
+        f"{group}={shown(value)}: there is no configs/{group}/{text}.yaml"
+        f"{end or did_you_mean(text, options, prefix=f'{group}=')}"
+    )
 
 
 def check_entry(key: str, schema: type, value: Any) -> None:
@@ -138,8 +164,8 @@ def _unit(key: str, value: str, *, whole: bool) -> str:
 def _hint(key: str) -> str:
     """The end of a sentence: what the key means, cut where a clause ends."""
     try:
-        words = meaning(re.sub(r"\[\d+\].*", "", key))
-    except (KeyError, TypeError):
+        words = meaning(re.sub(r"\[\d+\]$", "", key))
+    except (KeyError, TypeError, AttributeError):  # a key within a list's entry
         return ""
     first = re.split(r"[.;:] |[.;:]$", words)[0].strip()
     return f" ({first})" if first and len(first) <= 100 else ""

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import itertools
 import logging
+import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -116,11 +117,21 @@ def python_source() -> FileSource:
 
 def glob_source(pattern: str) -> FileSource:
     """The files a glob matches: `**` is recursive, a leading `~` is the home folder."""
+    has_files(pattern)
     expanded = Path(pattern).expanduser()
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts))
     root = Path(*fixed)
     paths = [Path(name) for name in glob.glob(str(expanded), recursive=True)]
     paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise ValueError(f"data.files={pattern} matches no file: give a glob like '~/text/**/*.md'")
     return FileSource(root.parent if root.is_file() else root, paths, f"data.files={pattern}")
+
+
+def has_files(pattern: str) -> None:
+    """Raises ValueError where a glob matches no file that may be read; looks no further than the
+    first."""
+    names = glob.iglob(str(Path(pattern).expanduser()), recursive=True)
+    first = next((name for name in names if os.path.isfile(name)), None)
+    if first is None:
+        raise ValueError(f"data.files={pattern} matches no file: give a glob like '~/text/**/*.md'")
+    if not os.access(first, os.R_OK):
+        raise ValueError(f"data.files={pattern}: {first} may not be read by this user")

@@ -13,13 +13,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.config import LOCAL_BUILDERS
 from data.documents import Refused
 from data.order import Layout, permutation, whole_shards
+from data.stores import StoreError
 from data.undecodable import HANDLER, JSON_ENCODING, MARK
 
 if TYPE_CHECKING:  # imported where it is used: it is slow, and most mistakes need not wait for it
@@ -158,7 +159,7 @@ class DatasetSource:
             _read_everything(builder.config)
             data = builder.as_streaming_dataset(split=split)
         except ConnectionError as error:
-            raise RuntimeError(
+            raise StoreError(
                 f"data.dataset={self._name} cannot be reached: check the name and the network, or "
                 f"take data=python, text that is on this machine ({error})"
             ) from error
@@ -172,13 +173,26 @@ class DatasetSource:
                 f"data.dataset={self._name} cannot be opened with data.subset={self._subset} and "
                 f"split {split} (data.split or data.validation_split): {error}"
             ) from error
-        columns = list(data.features or next(iter(data), {self._column: ""}))
+        columns = list(data.features or self._first_row(data))
         if self._column not in columns:
             raise ValueError(
                 f"data.dataset={self._name} has no column data.text_column={self._column}: its "
                 f"columns are {', '.join(columns)}"
             )
         return data.select_columns([self._column]).with_format("arrow")
+
+    def _first_row(self, data: datasets.IterableDataset) -> dict[str, Any]:
+        """One row, of which the columns count; ValueError where a local file cannot be read."""
+        try:
+            return next(iter(data), {self._column: ""})
+        except Exception as error:  # the library raises nothing narrower
+            if self._name not in LOCAL_BUILDERS:
+                raise
+            words = str(error.__context__ or error).strip().splitlines()[0]
+            raise ValueError(
+                f"data.data_files: a file of {', '.join(self._files[:3])} cannot be read as "
+                f"{self._name}: {words}"
+            ) from error
 
 
 def _read(

@@ -166,7 +166,7 @@ def test_a_terminal_gets_a_live_display(runs):
     assert "\x1b[" not in runs.finished(name="piped", steps=2, logging__sample_tokens=0)
 
 
-def test_a_run_that_is_asked_everything_has_the_losses_of_one_that_is_not(runs, tmp_path):
+def test_a_run_that_is_asked_and_watched_has_the_losses_of_one_that_is_not(runs, tmp_path):
     """Killed in the middle too: no answer is written twice."""
     runs.finished(name="quiet")
     every = {
@@ -176,6 +176,7 @@ def test_a_run_that_is_asked_everything_has_the_losses_of_one_that_is_not(runs, 
     settings |= dict(evaluation__tasks_path=write_tasks(tmp_path), evaluation__tasks="[copying]")
     settings |= dict(evaluation__lengths="[1,2]", evaluation__sample_tokens=5)
     settings |= dict(evaluation__passkey_depths=2, evaluation__passkey_trials=1)
+    settings |= dict(logging__norms_every=3, logging__tensorboard="true", profile__at="[8,10]")
     runs.interrupted(step_reached(8), signal.SIGKILL, **settings)
     runs.finished(**settings)
     assert runs.losses("asked") == runs.losses("quiet")
@@ -189,6 +190,12 @@ def test_a_run_that_is_asked_everything_has_the_losses_of_one_that_is_not(runs, 
     last = runs.metrics("asked")[-1]
     wanted = {"position/2x/loss", "passkey/2x/accuracy", "tasks/copying/acc", "val/held_out/loss"}
     assert last["step"] == 10 and wanted < last.keys()
+    steps = [line["step"] for line in runs.metrics("asked") if "grad_norm/layer.01" in line]
+    assert steps == [3, 6, 9]
+    assert [file.name for file in (folder / "profile").iterdir()] == [
+        "step-00000008-rank-0.json.gz"
+    ]
+    assert len(list((folder / "tensorboard").iterdir())) == 2
 
 
 def test_other_data_under_the_same_name_is_refused(runs):

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TextIO
@@ -72,11 +72,15 @@ class Sweep:
 
     def launch(self, jobs: Sequence[Sequence[str]]) -> list[float]:
         """Runs these points; the objective of each. Raises Stopped where asked to stop, ValueError
-        where points of a grid cannot be run, before any of them is."""
+        where points of a grid cannot be run or one has another sweep's settings, before any is."""
         folder = self.asked.folder
+        # a sweeper's, with every password of the config; config.yaml of each point has the rest
+        (folder / "multirun.yaml").unlink(missing_ok=True)
         found = [self._point(job) for job in jobs]
         problems = [words for words in found if isinstance(words, str)]
         if problems and self.asked.grid:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
             more = f" (so are {len(problems) - 1} more of {len(jobs)})" * (len(problems) > 1)
             raise ValueError(problems[0] + more)
         if self._held is None:
@@ -84,8 +88,6 @@ class Sweep:
             many = f"{len(jobs)} point{'s' * (len(jobs) > 1)}"
             many += "" if self.asked.grid else " at first"
             self._display.say(f"sweep {self.asked.name}: {many}, in {folder}")
-        # BasicSweeper's, with every password of the config; config.yaml of each point has the rest
-        (folder / "multirun.yaml").unlink(missing_ok=True)
         points = [point for point in found if isinstance(point, Point)]
         record = Record(folder)
         record.add_points(points, self.options.objective)
@@ -121,10 +123,10 @@ class Sweep:
             with outside_hydra():
                 config = self._compose(overrides)
             config.check(ranks)
-            point = Point(name, Path(config.folder), overrides, values, config.steps)
-            Record(self.asked.folder).check(point)
         except ValueError as error:
             return f"{name} is refused: {error}"
+        point = Point(name, Path(config.folder), overrides, values, config.steps)
+        Record(self.asked.folder).check(point)
         self._known[name] = point
         return point
 

@@ -138,7 +138,8 @@ class Points:
         for point in list(self._waiting):
             state = self._state(point)
             # from an earlier session of this sweep, or by hand; a job of ours is only watched again
-            if state == "running" and point.name not in self._record.jobs:
+            watched = self._options.cluster and point.name in self._record.jobs
+            if state == "running" and not watched:
                 if self._states.get(point.name) != state:
                     self._say(f"{point.name}: still runs from before, and is waited for")
                 self._states[point.name] = state

@@ -18,7 +18,7 @@ from retnet.evaluation.config import EvaluationConfig
 from retnet.training.evaluate import PURE
 
 if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+    from retnet.training.engine import DeepSpeedEngine
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

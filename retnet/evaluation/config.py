@@ -2,6 +2,8 @@
 held-out sets has its own clock, `evaluate_every`."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 
 @dataclass
@@ -42,6 +44,18 @@ class EvaluationConfig:
     def every(self, kind: str) -> int:
         """Steps between two times that `kind` is asked; 0: never."""
         return getattr(self, f"{kind}_every")
+
+    def check(self) -> None:
+        """Raises ValueError where this machine lacks what the tasks need."""
+        if not self.tasks_every:
+            return
+        if find_spec("lm_eval") is None:
+            raise ValueError(
+                f"evaluation.tasks={self.tasks} are lm-eval's, which is not installed: "
+                "pip install 'retnet[evaluation]', or set evaluation.tasks_every=0"
+            )
+        if self.tasks_path and not Path(self.tasks_path).is_dir():
+            raise ValueError(f"evaluation.tasks_path={self.tasks_path} is no folder here")
 
     def __post_init__(self) -> None:
         clocks = ("samples_every", "positions_every", "passkey_every", "tasks_every")

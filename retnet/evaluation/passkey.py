@@ -24,7 +24,7 @@ QUESTION = "What is the pass key? The pass key is"
 ANSWER = " {}."
 PIECE = 128
 """Tokens that are read at once."""
-ROWS = 8
+ROWS = 16
 """Texts that are read at once, at most."""
 
 

@@ -40,13 +40,9 @@ def open_tasks(config: EvaluationConfig) -> dict[str, Any] | None:
     """
     if not (config.tasks and config.tasks_every):
         return None
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ValueError(
-            f"evaluation.tasks={config.tasks} are lm-eval's, which is not installed: "
-            "pip install 'retnet[evaluation]', or set evaluation.tasks_every=0"
-        ) from error
+    config.check()
+    from lm_eval.tasks import TaskManager
+
     manager = TaskManager(include_path=config.tasks_path or None, include_defaults=False)
     if set(config.tasks) - set(manager.all_tasks):
         manager = TaskManager(include_path=config.tasks_path or None)

@@ -99,8 +99,10 @@ class ModelConfig:
             ("model.hidden_size", "model.value_dim", "model.num_heads"),
         )
         if self.activation not in ACT2FN:
-            known = ", ".join(sorted(ACT2FN))
-            raise ValueError(f"model.activation={self.activation}: needed one of {known}")
+            raise ValueError(
+                f"model.activation={self.activation}: needed one of transformers' activations, as "
+                "gelu, relu, silu or swish"
+            )
         for key in ("dropout", "activation_dropout", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)}: needed 0 <= {key} < 1")

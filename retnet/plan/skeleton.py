@@ -24,11 +24,6 @@ from retnet.training.recompute import (
 )
 
 PARTS = ("embedding", "retention", "feed-forward", "norms", "head")
-POLICIES = (
-    ActivationCheckpointing.none,
-    ActivationCheckpointing.selective,
-    ActivationCheckpointing.block,
-)
 
 
 class Kept(NamedTuple):
@@ -77,22 +72,17 @@ def measure_skeleton(
     flops = _at(num_layers, *(flops_per_token(model) for model in (one, two)))
     config = one.config
     retention = 12.0 * num_layers * config.key_dim * config.value_dim
-    kept = {}
-    for policy in POLICIES:
-        with torch.device("meta"):
-            models = [build(layers).to(dtype) for layers in (1, 2)]
-        sizes = [
-            [_kept(model, policy, rows, sequence_length) for rows in (1, 2)] for model in models
-        ]
-        rows_one, rows_two = (_at(num_layers, sizes[0][row], sizes[1][row]) for row in (0, 1))
-        fixed, row = 2 * rows_one - rows_two, rows_two - rows_one
-        (first_a, second_a), (first_b, second_b) = sizes
-        layer = (second_b - first_b) - (second_a - first_a)
-        if policy is ActivationCheckpointing.selective:
-            # What it keeps lies with its dispatcher, where no hook sees it.
-            products = sequence_length * dtype.itemsize * _outputs(two.model.layers[0])
-            row, layer = row + num_layers * products, layer + products
-        kept[policy] = Kept(fixed, row, layer)
+    none, selective, block = (
+        ActivationCheckpointing(name) for name in ("none", "selective", "block")
+    )
+    kept = {
+        policy: _kept((one, two), policy, num_layers, sequence_length) for policy in (none, block)
+    }
+    # What selective keeps beside lies with its dispatcher, where no hook sees it.
+    products = sequence_length * dtype.itemsize * _outputs(two.model.layers[0])
+    fixed, row, layer = kept[block]
+    kept[selective] = Kept(fixed, row + num_layers * products, layer + products)
+    kept = {policy: kept[policy] for policy in (none, selective, block)}
     return Skeleton(parameters_by_part(model), flops - retention, retention, kept)
 
 
@@ -119,11 +109,22 @@ def _at(layers: int, one: float, two: float) -> float:
 
 
 def _kept(
-    model: DecoderForCausalLM, policy: ActivationCheckpointing, rows: int, length: int
-) -> int:
-    checkpoint_activations(model, policy)
-    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
-    return activation_bytes(model, {"input_ids": ids, "shift_labels": ids})
+    models: tuple[DecoderForCausalLM, DecoderForCausalLM],
+    policy: ActivationCheckpointing,
+    num_layers: int,
+    length: int,
+) -> Kept:
+    """Of a model with so many layers, by those with one and two."""
+    sizes = []
+    for model in models:
+        checkpoint_activations(model, policy)
+        batches = (torch.zeros(rows, length, dtype=torch.long, device="meta") for rows in (1, 2))
+        sizes.append(
+            [activation_bytes(model, {"input_ids": b, "shift_labels": b}) for b in batches]
+        )
+    one_row, two_rows = (_at(num_layers, *by_layers) for by_layers in zip(*sizes, strict=True))
+    layer = (sizes[1][1] - sizes[1][0]) - (sizes[0][1] - sizes[0][0])
+    return Kept(2 * one_row - two_rows, two_rows - one_row, layer)
 
 
 def _outputs(block: nn.Module) -> int:

@@ -42,20 +42,21 @@ def loss_by_position(records: list[RunRecord]) -> Chart | None:
     labels, furthest, lowest, highest = [], 0, math.inf, -math.inf
     for place, (entry, words, color, opacity) in enumerate(curves):
         x, values = _bucket_losses(entry)
-        newest = opacity == 1.0
-        axes.plot(x, values, color=color, alpha=opacity, linewidth=2.2 if newest else 1.3)
-        tail = values[-max(1, len(values) // 8) :].mean()
+        newest, smooth = opacity == 1.0, _neighbors_mean(x, values)
+        if newest:
+            axes.plot(x, values, color=color, alpha=0.25, linewidth=1)
+        axes.plot(x, smooth, color=color, alpha=opacity, linewidth=2.2 if newest else 1.3)
         if place in shown:
-            labels.append((tail, words, color if newest else MUTED))
+            labels.append((smooth[-1], words, color if newest else MUTED))
         furthest = max(furthest, x[-1])
-        lowest, highest = min(lowest, values.min()), max(highest, values.max())
-    margin = 0.06 * (highest - lowest) or 0.1
+        lowest, highest = min(lowest, smooth.min()), max(highest, smooth.max())
+    margin = 0.15 * (highest - lowest) or 0.1
     axes.set_ylim(lowest - margin, highest + margin)
     trained = curves[-1][0]["length"]
     _context_axis(axes, trained, furthest)
     style.label_ends(axes, labels)
     joined = any(entry.get("joined") for entry, *_ in curves)
-    caption = "Right of the line the context is longer than any in training."
+    caption = "Bold: smoothed. Right of the line the context is longer than any in training."
     if joined:
         caption += " No held-out document was long enough: documents are joined end to end."
     return Chart("loss_by_position", figure, caption, wide=True)
@@ -67,6 +68,13 @@ def _bucket_losses(entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     middles = (np.arange(len(values)) + 0.5) * entry.get("bucket", 1)
     kept = np.isfinite(values)
     return middles[kept], values[kept]
+
+
+def _neighbors_mean(x: np.ndarray, values: np.ndarray, times: float = 1.3) -> np.ndarray:
+    """The mean over the places up to `times` further and nearer: on the logarithmic axis a window
+    of one width, where a bucket alone is a few hundred tokens' noise."""
+    near = (x[None] <= times * x[:, None]) & (x[:, None] <= times * x[None])  # [place, neighbor]
+    return (near * values).sum(axis=1) / near.sum(axis=1)
 
 
 def _context_axis(axes: Axes, trained: int, furthest: float) -> None:

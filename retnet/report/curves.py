@@ -42,8 +42,8 @@ def loss(records: list[RunRecord]) -> Chart | None:
     figure, axes = style.panel(
         *("Loss", "nats per token"),
         wide=True,
-        height=350 + room,
-        bottom=34 + room,
+        height=356 + room,
+        bottom=40 + room,
         right=max(120, style.room_for(words)),
     )
     labels, seen, all_shown = [], [], []
@@ -134,7 +134,7 @@ def _draw_marks(axes: Axes, rows: list[tuple[str, str, str, list[float]]]) -> No
     """A row of marks for each kind, below the numbers of the axis."""
     height = axes.get_window_extent().height
     for number, (words, shape, color, tokens) in enumerate(rows):
-        place = -(42 + _MARK_ROW * number) / height
+        place = -(46 + _MARK_ROW * number) / height
         axes.plot(
             tokens, [place] * len(tokens), shape, color=color, linewidth=0,
             markersize=10 if shape == "|" else 6, markeredgewidth=1.6, clip_on=False,

@@ -15,6 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from PIL import Image, ImageOps
 
 INK, MUTED, FAINT, PAPER = "#1f2933", "#66727f", "#cbd2d9", "#ffffff"
 TRAIN, VALIDATION = "#2a6fdb", "#d9480f"
@@ -24,6 +25,7 @@ DARK = {INK: "#e4e9ee", MUTED: "#98a4b0", FAINT: "#36404b", PAPER: "#14181d", TR
 "What takes the place of a color on dark paper; the others stay."
 WIDE, HALF = 880, 430
 _DPI = 72  # a point is a pixel
+BORDER = 24  # pixels of a PNG around the picture
 _SHARP = 2  # a PNG's pixels for one of the page
 _LABEL, _LINE = 11, 14  # a label's font, and the room that it takes in height
 MOST_POINTS = 1500  # of a drawn curve
@@ -54,12 +56,12 @@ def panel(
     height: int | None = None,
     left: int = 48,
     right: int = 16,
-    bottom: int = 34,
+    bottom: int = 40,
     top: int = 56,
 ) -> tuple[Figure, Axes]:
     """A figure with one pair of axes, its title and below it its unit in words; the margins, in
     pixels, are for what stands there: `right` for labels at the ends of lines."""
-    width, height = (WIDE, height or 350) if wide else (HALF, height or 240)
+    width, height = (WIDE, height or 356) if wide else (HALF, height or 246)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=PAPER)
     axes = figure.add_axes(inside(width, height, left, right, bottom, top))
     lines = ((14, title, 13, "bold", INK), (32, unit, _LABEL, "normal", MUTED))
@@ -203,6 +205,11 @@ def variables() -> dict[str, str]:
 
 def write_png(chart: Chart, file: Path) -> None:
     """The same picture, twice as many pixels, on white; replaced whole."""
+    buffer = io.BytesIO()
+    chart.figure.savefig(buffer, dpi=_DPI * _SHARP, facecolor=PAPER, format="png")
+    # 256 colors are all that a chart has, and take a third of the room.
+    image = ImageOps.expand(Image.open(buffer).convert("RGB"), BORDER, PAPER)
+    image = image.quantize(256, dither=Image.Dither.NONE)
     partial = file.with_name(f".{file.name}")
-    chart.figure.savefig(partial, dpi=_DPI * _SHARP, facecolor=PAPER, format="png")
+    image.save(partial, format="PNG", optimize=True)
     partial.replace(file)

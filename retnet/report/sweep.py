@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from retnet.report import style
-from retnet.report.reading import RunRecord, read_run, series, tokens_at
+from retnet.report.reading import RunRecord, last_step, read_run, series, tokens_at
 from retnet.report.style import INK, MUTED, PAPER, Chart
 from retnet.training.curve import limits, smoothed
 
@@ -44,7 +44,7 @@ def sweep_picture(points: Sequence[Point], file: Path) -> None:
         shares = [(48, 330 + _GAP), (style.WIDE - 330, 40)]
         left, right = (
             figure.add_axes(
-                style.inside(style.WIDE, height, *margins, height - top - _ROW + 44, top + 56)
+                style.inside(style.WIDE, height, *margins, height - top - _ROW + 48, top + 56)
             )
             for margins in shares
         )
@@ -52,7 +52,8 @@ def sweep_picture(points: Sequence[Point], file: Path) -> None:
         colors = dict(zip(map(str, values), _colors(values), strict=True))
         mine = [point for point in points if key in point[0]]
         _curves(left, key, mine, records, colors)
-        _outcomes(right, key, mine, values, colors)
+        under_way = {folder for folder, record in records.items() if not _is_over(record)}
+        _outcomes(right, key, mine, values, colors, under_way)
     style.write_png(Chart("sweep", figure, ""), file)
 
 
@@ -109,11 +110,26 @@ def _curves(
     style.name_x(axes, "tokens")
 
 
+def _is_over(record: RunRecord) -> bool:
+    """Whether it took all its steps."""
+    return last_step(record) >= record.config.get("steps", 0)
+
+
 def _outcomes(
-    axes: Axes, key: str, points: Sequence[Point], values: list[Any], colors: dict[str, Any]
+    axes: Axes,
+    key: str,
+    points: Sequence[Point],
+    values: list[Any],
+    colors: dict[str, Any],
+    under_way: set[Path],
 ) -> None:
-    """The objective over the values; numbers that span much on a logarithmic axis."""
-    done = [(swept[key], outcome) for swept, _, outcome in points if _is_finite(outcome)]
+    """The objective over the values, hollow where it is not the last one yet; numbers that span
+    much on a logarithmic axis."""
+    done = [
+        (swept[key], outcome, folder in under_way)
+        for swept, folder, outcome in points
+        if _is_finite(outcome)
+    ]
     style.dress(axes)
     _title(axes, "Objective", f"by {key}; lower is better")
     if not done:
@@ -122,10 +138,12 @@ def _outcomes(
     # A few values stand in their order, side by side; many numbers where they are.
     spread = _are_numbers(values) and len(values) > _FEW
     place = {str(value): value if spread else index for index, value in enumerate(values)}
-    for value, outcome in done:
+    for value, outcome, hollow in done:
+        color = colors[str(value)]
+        fill, edge = (PAPER, color) if hollow else (color, PAPER)
         axes.plot(
             place[str(value)], outcome, "o",
-            color=colors[str(value)], markersize=8, markeredgecolor=PAPER,
+            color=fill, markersize=8, markeredgecolor=edge, markeredgewidth=1.5 if hollow else 1,
         )  # fmt: skip
     for swept, _, outcome in points:
         if outcome is not None and not _is_finite(outcome):
@@ -133,13 +151,14 @@ def _outcomes(
                 "failed", (place[str(swept[key])], 1), xycoords=("data", "axes fraction"),
                 ha="center", va="bottom", fontsize=10, color=MUTED,
             )  # fmt: skip
-    value, least = min(done, key=lambda pair: pair[1])
+    value, least, _ = min(done, key=lambda one: (one[2], one[1]))
     axes.annotate(
         f"{least:.4f}", (place[str(value)], least), xytext=(0, -9),
         textcoords="offset points", ha="center", va="top", fontsize=11, color=INK,
     )  # fmt: skip
-    margin = (max(outcome for _, outcome in done) - least) or 0.1
-    axes.set_ylim(least - 0.22 * margin, least + 1.1 * margin)
+    low, high = min(outcome for _, outcome, _ in done), max(outcome for _, outcome, _ in done)
+    margin = (high - low) or 0.1
+    axes.set_ylim(low - 0.22 * margin, high + 0.1 * margin)
     axes.xaxis.set_minor_locator(NullLocator())
     if not spread:
         axes.set_xlim(-0.6, len(values) - 0.4)

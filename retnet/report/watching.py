@@ -139,6 +139,11 @@ def step_times(records: list[RunRecord]) -> Chart | None:
         return None
     right = style.room_for([words for _, _, words, _, _ in drawn])
     figure, axes = style.panel("Step time by rank", "seconds of its own", right=right)
+    if len(records) == 1:
+        for rank in names_between(records[0], "step_time/rank_", ""):
+            steps, values = series(records[0], f"step_time/rank_{rank}")
+            own = style.thinned(tokens_at(records[0], steps), smoothed(values))
+            axes.plot(*own, color=MUTED, linewidth=1, alpha=0.6)
     for x, values, _, color, line in drawn:
         axes.plot(*style.thinned(x, smoothed(values)), color=color, linewidth=2, linestyle=line)
     everything = list(chain(*(values for _, values, *_ in drawn)))
@@ -147,7 +152,7 @@ def step_times(records: list[RunRecord]) -> Chart | None:
     labels = [(smoothed(values)[-1], words, color) for _, values, words, color, _ in drawn]
     style.label_ends(axes, labels)
     style.name_x(axes, "tokens")
-    caption = "The forward passes of each rank; one that stays far above the others holds up all."
+    caption = "The forward passes; one rank that stays far above the others holds up all."
     return Chart("step_time", figure, caption)
 
 

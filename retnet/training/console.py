@@ -17,6 +17,7 @@ _REFRESHES = 1  # a second: the time left counts seconds, and four took 0.8 % of
 _MEMORY = 0.8  # share of the old pace in the new one: the time left should not jump
 _SETS = 3  # validation sets that are shown: the first ones
 _WAITS = 0.05  # share of the time without data from which on it is a trouble
+_TROUBLES = ("files", "save", "skipped", "rank", "data")  # the worst first: the line may be cut
 _WELL_AGAIN = 10  # looks without another skipped step after which the last one is no news
 
 
@@ -126,15 +127,17 @@ class Console:
         head.add_row(
             Text(self._name, style="bold"),
             ProgressBar(total=max(self._total, 1), completed=self._step, width=32),
-            Text(f"step {self._step} of {self._total}"),
-            Text(self._left(), style="cyan"),
+            _line(f"step {self._step} of {self._total}", ""),
+            _line(self._left(), "cyan"),
         )
         block = Table.grid()
         block.add_row(head)
         for words in (describe(self._values, LEARNING), describe(self._values, SPEED)):
             block.add_row(_line("  ".join(words), "dim"))
         if self._troubles:
-            block.add_row(_line("  ".join(self._troubles.values()), "bold yellow"))
+            worst_first = sorted(self._troubles, key=_TROUBLES.index)
+            words = [self._troubles[kind] for kind in worst_first]
+            block.add_row(_line("  ".join(words), "bold yellow"))
         return block
 
 

@@ -30,7 +30,8 @@ class ProfileConfig:
 
     at: list[int] = field(default_factory=list)
     """[first, last]: the steps after `first` up to `last` are traced on every rank; []: none.
-    At any time: SIGUSR2 to a rank's process (its number is in logs/rank-N.pid)."""
+    At any time: SIGUSR2 to a rank's process (its number is in logs/rank-N.pid), of that rank; but
+    for rank 0, the log of the rank alone says that it is written."""
     steps: int = 3
     """Steps that a signal asks for."""
     memory: bool = True

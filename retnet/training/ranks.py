@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 IN_A_ROW = 3  # looks at which the same rank must be slow: one is a hiccup
 QUIET = 3600.0  # seconds before the same is told again
+EACH = 16  # ranks of which each one's time is logged; of more, the median and the slowest alone
 
 
 class ForwardClock:
@@ -105,6 +106,8 @@ class RankTimes:
             self._told = self._now()
             found = Straggler(rank, self._hosts[rank], factor)
         named = {"median": statistics.median(times), "slowest": times[rank], "slowest_rank": rank}
+        if len(times) <= EACH:
+            named |= {f"rank_{number:02d}": seconds for number, seconds in enumerate(times)}
         return {f"step_time/{name}": value for name, value in named.items()}, found
 
 

@@ -247,6 +247,7 @@ def open_wandb(
             project=config.wandb_project,
             entity=config.wandb_entity,
             name=run_name,
+            group=run_name.rpartition("/")[0] or None,  # the points of a sweep stand together
             id=id_file.read_text(),
             resume="allow",
             dir=folder,

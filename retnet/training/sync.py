@@ -14,7 +14,14 @@ from typing import Any
 
 import yaml
 
-from retnet.training.sinks import LoggingConfig, Wandb, WandbMode, open_wandb, sent
+from retnet.training.sinks import (
+    LoggingConfig,
+    Wandb,
+    WandbMode,
+    is_logged_in,
+    open_wandb,
+    sent,
+)
 
 
 def sync(folder: Path, *, fresh: bool = False, offline: bool = False) -> str:
@@ -25,6 +32,10 @@ def sync(folder: Path, *, fresh: bool = False, offline: bool = False) -> str:
         ValueError: there is no run in `folder`, it still runs, or wandb has no key here.
     """
     config = _config_of(folder)
+    if not offline and not is_logged_in():
+        raise ValueError(
+            "wandb has no key on this machine: run `wandb login`, or write a file with --offline."
+        )
     if fresh:
         (folder / "wandb_id").write_text(uuid.uuid4().hex[:12])
         (folder / "wandb_sent").unlink(missing_ok=True)
@@ -43,7 +54,8 @@ def sync(folder: Path, *, fresh: bool = False, offline: bool = False) -> str:
     if not lines:
         return f"{where} has all of {folder}, up to step {after}"
     if offline:
-        return f"wrote {lines} lines, up to step {last}; `wandb sync {run.dir}/..` sends them"
+        written = Path(run.dir).parent
+        return f"wrote {lines} lines, up to step {last}; `wandb sync {written}` sends them"
     also = ""
     if any((folder / "wandb").glob("offline-run-*")):
         also = "; the files of its offline sessions need no `wandb sync`"

@@ -67,13 +67,14 @@ class UnreadSteps:
             NonFiniteError: one was bad, or with stability.mode=skip too many were; the event is
                 written, no weight has moved since.
         """
+        for queued in self._queued:  # first: those of a step that ends the run are worth most
+            if queued.norms is not None:  # a line of its own: the step may not be logged
+                self._metrics.log(queued.step + 1, queued.norms.read())
         try:
             results = read_steps(self._engine, self._queued)
             for queued, result in zip(self._queued, results, strict=True):
                 state.tokens += result.tokens
                 self._times.add(result.seconds)
-                if queued.norms is not None:  # a line of its own: the step may not be logged
-                    self._metrics.log(queued.step + 1, queued.norms.read())
                 if result.skipped or result.refused:
                     self._refused(queued, result, state)
                 self._last = queued, result

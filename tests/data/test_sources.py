@@ -146,3 +146,11 @@ except RuntimeError as error:
         text=True,
     )
     assert done.stdout.startswith("data.dataset=nobody/nothing cannot be reached: check the name")
+
+
+def test_a_broken_line_is_named_with_its_files(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": b\n')
+    pattern = str(tmp_path / "*.jsonl")
+    config = DataConfig(kind=SourceKind.dataset, dataset="json", data_files=[pattern])
+    with pytest.raises(ValueError, match=r"broken.jsonl cannot be read as json: JSON parse error"):
+        open_source(config)

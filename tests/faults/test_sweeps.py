@@ -89,7 +89,7 @@ def test_four_points_killed_in_the_middle_end_as_if_nothing_had_happened(
     kill_all(sweep)
     sweep = start(runs, *words, name="killed", **settings)
     wait_for(sweep, folder, 86, draw.uniform(0.0, 0.5))
-    sweep.send_signal(signal.SIGINT)
+    sweep.send_signal(signal.SIGTERM)
     assert "of 4 points are done; the same command goes on" in ended(sweep)
     before = {file: file.read_text() for file in folder.glob("*/events.jsonl")}
     said = ended(start(runs, *words, name="killed", **settings))

@@ -40,7 +40,7 @@ def test_a_point_is_the_run_that_its_command_alone_would_be(runs: Runs) -> None:
     assert any(line.split()[:1] == ["0.002"] and "finished" in line for line in table)
     made = {path.name for path in (runs.folder / "runs/one-point").iterdir()}
     assert made == {
-        *("lock", "points.jsonl", "table.csv", "sweep.png"),
+        *("lock", "session", "points.jsonl", "table.csv", "sweep.png"),
         "learning_rate-0.002",
     }
     again = sweep(runs.folder, *arguments, "optimizer.learning_rate=choice(2e-3)")

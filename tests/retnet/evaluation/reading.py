@@ -12,7 +12,7 @@ from tests.retnet.evaluation.questions import VOCABULARY, asked_of
 from tests.retnet.models.small_model import build_model
 
 torch.set_num_threads(1)
-model = build_model("retnet", vocab_size=VOCABULARY, decoder_embed_dim=1024)
+model = build_model("retnet", vocab_size=VOCABULARY, decoder_embed_dim=512)
 config = EvaluationConfig(lengths=[1], passkey_depths=1, passkey_trials=1)
 for length in map(int, sys.argv[1:]):
     with torch.no_grad():

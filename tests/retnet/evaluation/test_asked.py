@@ -29,6 +29,7 @@ def test_training_is_bit_for_bit_what_it_is_without_questions(ranks: list[dict[i
             asked, not_asked = engine["steps"][True], engine["steps"][False]
             assert asked[0] == not_asked[0] and len(asked[0]) == 2, stage
             assert asked[2:] == not_asked[2:] and asked[3], stage
+            assert asked[4] == [True] * 4, "a request to stop ends every kind"
             for name, weight in (asked[1] or {}).items():
                 assert torch.equal(weight, not_asked[1][name]), (stage, name)
 

@@ -1,5 +1,8 @@
 """What makes no sense is refused by the key's name."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from retnet.evaluation import KINDS
@@ -22,6 +25,20 @@ from retnet.evaluation.config import EvaluationConfig
 def test_a_mistake_is_named(given: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         EvaluationConfig(**given)
+
+
+def test_tasks_need_lm_eval_and_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = dict(tasks=["copying"], tasks_path=str(tmp_path / "none"))
+    EvaluationConfig(**given).check()  # none is asked for
+    with pytest.raises(ValueError, match="tasks_path=.*none is no folder here"):
+        EvaluationConfig(**given, tasks_every=1).check()
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr(sys, "meta_path", [])  # as on a machine without it
+    monkeypatch.delitem(sys.modules, "lm_eval")
+    with pytest.raises(ValueError, match="pip install 'retnet.evaluation.'"):
+        EvaluationConfig(**given, tasks_every=1).check()
 
 
 def test_every_kind_has_a_clock() -> None:

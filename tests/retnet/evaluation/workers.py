@@ -86,9 +86,11 @@ def questions(folder: Path, stages: list[int], tasks: str, often: bool) -> dict[
                 results += read_steps(engine, [queued])
             if not often:
                 said = {kind: ask(kind, asked) for kind in KINDS}
+            stopped = asked._replace(stop=lambda: True)
+            ended = [ask(kind, stopped) is None for kind in KINDS]
             counters = (engine.global_steps, engine.micro_steps, engine.global_samples)
             losses = [(result.loss, result.grad_norm) for result in results]
-            steps[asks] = (losses, gather_weights(engine), counters, same)
+            steps[asks] = (losses, gather_weights(engine), counters, same, ended)
             engine.destroy()
         found[stage] = {"said": {kind: tuple(said[kind]) for kind in said}, "steps": steps}
     return found

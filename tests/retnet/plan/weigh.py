@@ -27,8 +27,8 @@ from retnet.training.step import read_steps, train_step
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MODEL = ModelConfig(
-    vocab_size=8192,
-    num_layers=4,
+    vocab_size=4096,
+    num_layers=3,
     hidden_size=448,
     num_heads=4,
     value_dim=896,
@@ -38,7 +38,7 @@ MODEL = ModelConfig(
 TINY = replace(
     MODEL, vocab_size=64, num_layers=1, hidden_size=32, value_dim=32, intermediate_size=32
 )
-LENGTH = 256
+LENGTH = 128
 
 
 class Cell(NamedTuple):
@@ -53,7 +53,7 @@ class Cell(NamedTuple):
 
 
 CELLS = {
-    "replicated": Cell(0, "float32", rows=2),
+    "replicated": Cell(0, "float32", rows=4),
     "zero1": Cell(1, "float32", "block", rows=4),
     "zero1-bfloat16": Cell(1, "bfloat16", "selective", rows=4, micro_batches=2),
     "zero2": Cell(2, "bfloat16", micro_batches=2),

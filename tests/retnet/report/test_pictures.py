@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from retnet.report import context, curves, watching
+from retnet.report import context, curves, style, watching
 from retnet.report.reading import read_run, series
 from retnet.report.style import color_of, svg_of
 from retnet.report.sweep import sweep_picture
@@ -88,4 +88,5 @@ def test_a_sweep_has_a_row_for_each_parameter_and_takes_points_without_a_run(rec
         sweep_picture(chosen, tmp_path / "sweep.png")
         data = (tmp_path / "sweep.png").read_bytes()
         heights.append(int.from_bytes(data[20:24], "big"))
-    assert heights[0] == 2 * heights[1]
+    bare = [height - 2 * style.BORDER for height in heights]
+    assert bare[0] == 2 * bare[1]

@@ -68,5 +68,5 @@ def test_a_png_has_two_pixels_for_one_of_the_page(tmp_path):
     style.write_png(a_chart(), tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert int.from_bytes(data[16:20], "big") == 2 * style.HALF
+    assert int.from_bytes(data[16:20], "big") == 2 * (style.HALF + style.BORDER)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

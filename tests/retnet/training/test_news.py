@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from retnet.training.metrics import LoggingConfig, Metrics, WandbMode
+from retnet.training.metrics import Metrics
 from retnet.training.news import tell_of_saves
 from retnet.training.saver import CheckpointConfig, News, OnFailure
+from retnet.training.sinks import LoggingConfig, WandbMode
 
 FAILED = News("save_failed", 4, "c/4", "No space left on device; step-00000002 stands", 0.5, 0.25)
 COPY_FAILED = News("copy_failed", 2, "c/2", "403 Forbidden", 1.5)

@@ -50,11 +50,18 @@ def test_a_step_that_took_long_once_makes_no_rank_slow() -> None:
     times._hosts = ["one", "two"]
     for seconds in (1.0, 30.0, 1.0):
         times.add((1.0, seconds))
-    assert times.look() == (
-        {"step_time/median": 1.0, "step_time/slowest": 1.0, "step_time/slowest_rank": 0},
-        None,
-    )
+    expected = {"median": 1.0, "slowest": 1.0, "slowest_rank": 0, "rank_00": 1.0, "rank_01": 1.0}
+    assert times.look() == ({f"step_time/{name}": value for name, value in expected.items()}, None)
     assert times.look() == ({}, None)
+
+
+def test_of_many_ranks_the_slowest_alone_is_logged() -> None:
+    times = RankTimes(1.25)
+    times._hosts = [""] * 32
+    times.add(tuple(1.0 + rank / 100 for rank in range(32)))
+    values, _ = times.look()
+    assert set(values) == {"step_time/median", "step_time/slowest", "step_time/slowest_rank"}
+    assert values["step_time/slowest_rank"] == 31
 
 
 def test_one_rank_is_not_compared_with_itself() -> None:

@@ -41,11 +41,29 @@ def test_a_spell_without_wandb_is_made_up_for_from_the_files(tmp_path: Path) -> 
     assert not (tmp_path / "wandb_sent").exists()  # the server has seen none of it
 
 
+def test_a_fresh_copy_has_another_id_and_all_lines(tmp_path: Path) -> None:
+    (_run(tmp_path) / "wandb_id").write_text("old")
+    (tmp_path / "wandb_sent").write_text("4\n")
+    assert sync(tmp_path, fresh=True, offline=True).startswith("wrote 6 lines")
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert file.stem == f"run-{(tmp_path / 'wandb_id').read_text()}" != "run-old"
+    assert not (tmp_path / "wandb_sent").exists()
+
+
 def test_the_command_refuses_with_a_sentence(tmp_path: Path) -> None:
     command = ["-m", "retnet.training.sync", str(tmp_path)]
     done = forked.run(*command, folder=tmp_path, timeout=60)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("needed its config.yaml and metrics.jsonl.")
+
+
+def test_without_a_key_nothing_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (_run(tmp_path) / "wandb_id").write_text("old")
+    with pytest.raises(ValueError, match="no key on this machine: run `wandb login`, or .*offline"):
+        sync(tmp_path, fresh=True)
+    assert (tmp_path / "wandb_id").read_text() == "old"
 
 
 def test_a_run_that_still_runs_is_left_alone(tmp_path: Path) -> None:

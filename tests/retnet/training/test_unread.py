@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from retnet.training.layer_norms import Norms
 from retnet.training.metrics import Metrics
 from retnet.training.sinks import LoggingConfig, WandbMode
 from retnet.training.stability import Limits, Mode, StabilityConfig
@@ -96,6 +97,21 @@ def test_the_first_bad_step_is_reported_under_its_own_number(
         unread.read(state)
     (event,) = _events(tmp_path)
     assert (event["event"], event["step"]) == ("diverged", 3)
+
+
+def test_norms_have_a_line_at_their_own_step_also_where_the_run_ends_there(
+    unread: UnreadSteps, tmp_path: Path
+) -> None:
+    state, values = TrainState(), torch.tensor([1.0, 2.0, NAN], dtype=torch.float64)
+    norms = Norms({"embedding": 0, "layer.00": 1}, {"layer.00": 2}, values)
+    for step in range(3):
+        loss = NAN if step == 2 else 1.0
+        unread.add(replace(_queued(step, loss=loss), norms=norms if step > 0 else None), state)
+    with pytest.raises(NonFiniteError):
+        unread.read(state)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {"grad_norm/embedding": 1.0, "grad_norm/layer.00": 2.0, "activation_rms/layer.00": None}
+    assert lines == [{"step": 2} | found, {"step": 3} | found]
 
 
 def _judged(step: int, loss: float = 2.0, norm: float = 0.5) -> QueuedStep:

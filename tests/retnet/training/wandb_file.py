@@ -3,6 +3,7 @@ two more bytes and a version, blocks of 32 KiB, protobuf records. wandb brings n
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ _HEADER, _BLOCK = 7, 32768
 
 
 def records(file: Path) -> list[Any]:
-    """Every record of a closed session."""
+    """Every record of a closed session: a process of wandb's writes it behind the session's back,
+    and is waited for, half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not any(record.HasField("exit") for record in _read(file)):
+        assert time.monotonic() < deadline, f"{file} has no end"
+        time.sleep(0.05)
+    return _read(file)
+
+
+def _read(file: Path) -> list[Any]:
     content = file.read_bytes()
     found, whole, place = [], b"", _HEADER
     while place + 7 <= len(content):

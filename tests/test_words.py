@@ -1,0 +1,90 @@
+"""Every mistake on a command line or in YAML is answered with one sentence that names the key and
+the right name, before anything starts."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import names
+from configs.explain import check_overrides
+from configs.schema import as_dict
+from tests import mistakes
+from tests.mistakes import CONTRADICTIONS, FILES, TYPED, Mistake
+
+PYTHON = re.compile(r"Traceback|object at 0x|NoneType|_target_|omegaconf|ConfigStore|<class|\n")
+DRAWN = {
+    "misspelt keys": mistakes.misspelt_keys,
+    "misplaced keys": mistakes.misplaced_keys,
+    "misspelt options": mistakes.misspelt_options,
+    "wrong values": mistakes.wrong_values,
+}
+
+
+def sentence(words: tuple[str, ...]) -> str:
+    """What is said to a command; it must be a sentence."""
+    with pytest.raises(ValueError) as caught:
+        config = check_overrides(list(words))
+        if config is not None:
+            config.check(1)
+        pytest.fail(f"{words} was not refused")
+    said = str(caught.value)
+    assert said and len(said) <= 240 and not PYTHON.search(said), said
+    return said
+
+
+def test_more_than_a_hundred_mistakes_are_tried():
+    drawn = sum(len(list(draw())) for draw in DRAWN.values())
+    assert drawn > 400 and len(TYPED) + len(CONTRADICTIONS) + len(FILES) > 100
+
+
+@pytest.mark.parametrize("kind", list(DRAWN))
+def test_a_mistake_drawn_from_the_schema_is_answered_with_the_right_name(kind):
+    wrong: list[tuple[Mistake, str]] = []
+    for mistake in DRAWN[kind]():
+        said = sentence(mistake.words)
+        if not any(name in said for name in mistake.names):
+            wrong.append((mistake, said))
+    assert not wrong, "\n".join(f"{m.words} (from {m.names[0]}): {said}" for m, said in wrong)
+
+
+@pytest.mark.parametrize("words", list(TYPED), ids=" ".join)
+def test_a_mistake_of_typing_is_named_with_its_remedy(words):
+    assert TYPED[words] in sentence(words)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A place with shards that are none, a sweep, a file, a run of another model and a spoilt one
+    where a run's folder would be."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "shards").mkdir()
+    runs = folder / "runs"
+    (runs / "a-sweep").mkdir(parents=True)
+    (runs / "a-sweep" / "points.jsonl").touch()
+    (runs / "a-file").touch()
+    another = as_dict(check_overrides(["model.num_layers=3"]))
+    for name, content in (("another", another), ("spoilt", ["nothing"])):
+        (runs / name / "checkpoints" / "step-00000001").mkdir(parents=True)
+        (runs / name / "config.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+@pytest.mark.parametrize("words", list(CONTRADICTIONS), ids=" ".join)
+def test_a_contradiction_is_named_with_its_remedy(words, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert CONTRADICTIONS[words] in sentence(words)
+    assert sorted(folder.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize("text", list(FILES), ids=lambda text: FILES[text])
+def test_a_mistake_in_yaml_is_named_with_its_file(text, tmp_path, monkeypatch):
+    copied = shutil.copytree(names.FOLDER, tmp_path / "configs")
+    file = copied / "experiment" / "mine.yaml"
+    file.write_text(text, errors="surrogateescape")
+    monkeypatch.setattr(names, "FOLDER", copied)
+    said = sentence(("experiment=mine",))
+    assert said.startswith("configs/experiment/mine.yaml, line ") and FILES[text] in said
