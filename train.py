@@ -247,13 +247,13 @@ def finish(run: Run, state: TrainState) -> bool:
     weights = gather_weights(run.engine)
     if weights is None:  # not rank 0
         return True
-    run.metrics.log(state.step, scores)
     run.dog.beat("the export")
     with replacing(export := config.folder / "export") as folder:
         export_model(run.engine.module.config, weights, folder)
         loader.tokenizer.export(folder)
     run.saver.drain(partial(run.dog.beat, "the copies of checkpoints"))
     tell(run)
+    run.metrics.log(state.step, scores)  # not before: a run killed here does all of this again
     run.metrics.event("finished", step=state.step, **scores)
     if config.logging.sample_tokens:
         ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)
