@@ -9,6 +9,7 @@ again would end alike, and with 75 (BSD's "try again") where the same command wo
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,23 +49,31 @@ def how_it_ended(folder: Path, since: int = 0) -> Ending | None:
     """The ending that a run wrote as its last event, among those after byte `since` of its
     events.jsonl. None where it wrote none: it still runs, or was killed."""
     try:
-        with (folder / "events.jsonl").open("rb") as file:
-            file.seek(since)
-            lines = file.read().splitlines()
+        written = (folder / "events.jsonl").read_bytes()
     except OSError:
         return None
-    for line in reversed(lines):
+    last = next(_events_backwards(written[since:]), {})
+    if last.get("event") == "resumed":
+        # A finished run that is started again says only that; a run that was killed between its
+        # last save and its end says the same, and is not finished.
+        over = {"event": "finished", "step": last.get("step")}
+        told = any(over.items() <= event.items() for event in _events_backwards(written))
+        done = told and last["step"] >= last.get("of", float("inf"))
+        return Ending(0, "it is finished") if done else None
+    return _ending(last)
+
+
+def _events_backwards(written: bytes) -> Iterator[dict]:
+    for line in reversed(written.splitlines()):
         try:
-            event = json.loads(line)
+            yield json.loads(line)
         except ValueError:  # a kill may cut the last line
             continue
-        return _ending(event)
-    return None
 
 
 def _ending(event: dict) -> Ending | None:
     kind, why = event.get("event"), str(event.get("why") or "")
-    if kind == "finished" or (kind == "resumed" and event.get("step", 0) >= event.get("of", 1e30)):
+    if kind == "finished":
         return Ending(0, "it is finished")
     if kind == "stopped":
         return Ending(

@@ -3,6 +3,7 @@ between steps; where no step can be finished they end the phase that it is in. I
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,13 +36,14 @@ class StopRequest:
     def __init__(self, *, minutes: float = 0.0, leave: Callable[[str], None] | None = None) -> None:
         """`minutes` from the start of the process on it asks itself, 0 never. `leave` is called
         with the reason, and is not to return, while there is nothing to finish: from the beginning
-        until `begin`."""
+        until `begin`, in a thread of its own."""
         self.reason: str | None = None
         "The signal, or what else asked this process; None where it asked another one."
         self.fault = False
         "Whether what asked is a fault of the machine, so that the run is not to end well."
         self._leave, self._minutes = leave, minutes
         self._waits = False
+        self._listening: _Listening | None = None
         self._launched_by = launched_by()
         if self._launched_by is not None and _takes_orphans(self._launched_by):
             self._launched_by = -1  # it ended while this process was importing: nobody's number
@@ -53,6 +55,8 @@ class StopRequest:
             # nohup starts a process with SIGHUP ignored, and that stays as it is
             if self._before[number] is not signal.SIG_IGN:
                 signal.signal(number, self._receive)
+        if self._leave is not None:
+            self._listening = _Listening(set(self._before), self._leave)
         if self._minutes:
             # At once where the time is up already; a timer of zero seconds would be none.
             signal.setitimer(signal.ITIMER_REAL, max(60.0 * self._minutes - age(), 0.001))
@@ -65,6 +69,7 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
+        self.begin()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -81,7 +86,9 @@ class StopRequest:
 
     def begin(self) -> None:
         """From here on there is something to finish: a request waits until it is looked at."""
-        self._leave = None
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -97,14 +104,49 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         # The first one's: launchers have SIGTERM follow on whatever they were sent.
-        why = "wall clock" if number == CLOCK else signal.Signals(number).name
-        self.reason = self.reason or why
-        if self._leave is not None:
-            self._leave(self.reason)
+        self.reason = self.reason or _words(number)
+        if self._listening is not None:
+            return  # who listens leaves
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._waits:
             self._waits = False  # once: a second one may come while the first is on its way out
             raise Stopped
+
+
+class _Listening:
+    """Leaves at a signal where no handler would run, since the main thread is inside a call of
+    another language, as the wait for other ranks: the interpreter writes each signal's number into
+    a pipe at once, and a thread reads there."""
+
+    def __init__(self, numbers: set[signal.Signals], leave: Callable[[str], None]) -> None:
+        self._numbers, self._leave = numbers, leave
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="stop", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listens no longer; a signal that came before is answered still."""
+        signal.set_wakeup_fd(-1)
+        os.write(self._write, b"\0")  # no signal's number
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def _listen(self) -> None:
+        while number := os.read(self._read, 1)[0]:
+            if number in self._numbers:
+                self._leave(_words(number))
+
+
+# A child shares its parent's pipe, and a signal to a worker is none to the run.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+def _words(number: int) -> str:
+    """What asks, in the words of the events."""
+    return "wall clock" if number == CLOCK else signal.Signals(number).name
 
 
 def age() -> float:

@@ -3,6 +3,7 @@ comes out as one that nothing happened to."""
 
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -45,9 +46,13 @@ class Seen:
             return "start-up"
         if any((self._folder / "checkpoints").glob("step-*.tmp")):
             return "save"
-        metrics = self._folder / "metrics.jsonl"
-        done = f'"step": {WHOLE["steps"]},' in (metrics.read_text() if metrics.exists() else "")
-        return "end" if done else "step"
+        return "end" if self.step() == WHOLE["steps"] else "step"
+
+    def step(self) -> int:
+        """The last one in the metrics, of this session or one before."""
+        file = self._folder / "metrics.jsonl"
+        steps = re.findall(r'"step": (\d+),', file.read_text() if file.exists() else "")
+        return int(steps[-1]) if steps else 0
 
 
 @pytest.mark.long
@@ -83,10 +88,13 @@ def kill_supervised(
 ) -> list[tuple[str, str]]:
     """Kills ranks of a supervised run at each aim, in turn; whom, and what was under way."""
     killed, hit = set(), []
+    # steps at which it is killed come all over the run, each later than the one before
+    steps = iter(sorted(draw.sample(range(4, 49), len(aims))))
     for aim, whom in aims:
-        deadline = time.monotonic() + 180
+        after = next(steps) if aim in ("step", "save") else 0
+        deadline = time.monotonic() + 300
         new: list[psutil.Process] = []
-        while len(new) < RANKS or seen.phase() != aim:
+        while len(new) < RANKS or seen.phase() != aim or seen.step() < after:
             assert run.poll() is None, f"it has ended before it came to {aim}"
             assert time.monotonic() < deadline, f"it did not come to {aim}"
             if len(new) < RANKS:

@@ -17,7 +17,6 @@ def written(folder: Path, *events: dict) -> Path:
 STARTED = {"event": "started", "step": 0, "of": 9}
 ENDINGS = [
     ({"event": "finished", "step": 9}, 0, 0),
-    ({"event": "resumed", "step": 9, "of": 9}, 0, 0),
     ({"event": "stopped", "step": 4, "why": "SIGTERM"}, 0, 0),
     ({"event": "stopped", "step": 4, "why": "SIGUSR1"}, 0, AGAIN),
     ({"event": "stopped", "step": 4, "why": "wall clock"}, 0, AGAIN),
@@ -59,3 +58,17 @@ def test_the_ending_of_an_earlier_session_is_not_this_ones(tmp_path: Path) -> No
     written(tmp_path, {"event": "failed", "code": 1, "why": "a cable"})
     ending = how_it_ended(tmp_path, since)
     assert ending is not None and ending.why == "a cable"
+
+
+def test_a_run_is_finished_only_where_it_says_so(tmp_path: Path) -> None:
+    """Killed after its last save, it begins again at its last step, with its export to come."""
+    resumed, finished = {"event": "resumed", "step": 9, "of": 9}, {"event": "finished", "step": 9}
+    written(tmp_path, STARTED, {"event": "saved", "step": 9}, resumed)
+    assert how_it_ended(tmp_path) is None and main([str(tmp_path)]) == AGAIN
+    written(tmp_path, finished)
+    since = events_written(tmp_path)
+    written(tmp_path, resumed)
+    ending = how_it_ended(tmp_path, since)
+    assert ending is not None and ending.code == 0 and main([str(tmp_path)]) == 0
+    written(tmp_path, resumed | {"of": 20})
+    assert how_it_ended(tmp_path) is None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.stop import BETWEEN_LOOKS, CLOCK, STOP_SIGNALS, Stopped, StopRequest, age
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 # The `deepspeed` command starts the launcher, and that one starts the processes of the run.
@@ -70,12 +71,51 @@ def test_what_a_shell_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+# The wait for another rank is torch's own: no handler of Python's runs in it.
+FIRST_OF_TWO = """
+import os, sys
+from torch.distributed import TCPStore
+from launch.stop import StopRequest
+
+def leave(why):
+    print("left by", why, flush=True)
+    os._exit(0)
+
+with StopRequest(leave=leave, minutes=float(sys.argv[1])):
+    print("waits", flush=True)
+    TCPStore("127.0.0.1", 0, world_size=2, is_master=True, wait_for_workers=True)
+"""
+
+
+def test_a_request_is_heard_while_the_process_waits_for_others(tmp_path: Path) -> None:
+    for minutes, why in ((0.0, "SIGTERM"), (1e-9, "wall clock")):
+        process = forked.start("-c", FIRST_OF_TWO, str(minutes), folder=tmp_path)
+        said = ""
+        while "waits" not in said and process.poll() is None:
+            said += process.stdout.read()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0, process.stderr.read()
+        assert f"left by {why}" in said + process.stdout.read()
+
+
+def test_a_signal_to_a_child_is_none_to_the_run() -> None:
+    left: list[str] = []
+    with StopRequest(leave=left.append):
+        if (child := os.fork()) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.1)
+    assert not left
+
+
 def test_before_there_is_something_to_finish_a_request_leaves() -> None:
     left: list[str] = []
     with StopRequest(leave=left.append) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert left == ["SIGUSR1"]
         stop.begin()
+        assert left == ["SIGUSR1"]
         os.kill(os.getpid(), signal.SIGTERM)
         assert left == ["SIGUSR1"] and stop
 
