@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
+# How many processes share the tests; some tests start two more.
+JOBS ?= 2
 # Decides the moments of the fault tests; printed with their table.
 SEED ?= $(shell date +%s)
 # As many of this machine's GPUs as divide the batch, or two processes on the CPU, where DeepSpeed need
@@ -33,7 +35,7 @@ report: $(READY)  ## Write report.html, with its pictures: ARGS="runs/a runs/b" 
 	@$(BIN)/python -m retnet.report $(or $(ARGS),runs/first-run)
 
 test: $(READY)  ## Prove the laws: every test there is
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-faults: $(READY)  ## Kill, hang, fill, cut off: the long form of the fault tests; SEED=7 repeats its moments
 	$(BIN)/python -m pytest tests/faults -m "long or not long" --seed $(SEED) $(ARGS)

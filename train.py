@@ -129,6 +129,7 @@ def go_on(run: Run, state: TrainState, rows: Iterator[list[Batch]]) -> None:
             roll_back(run, state)
             speed.restart()
         tell(run)
+    run.profiler.close(state.step)  # before the run says how it ended, which is its last word
 
 
 def draw(run: Run, rows: Iterator[list[Batch]], step: int) -> list[Batch] | None:

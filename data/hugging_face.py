@@ -12,8 +12,9 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -173,26 +174,14 @@ class DatasetSource:
                 f"data.dataset={self._name} cannot be opened with data.subset={self._subset} and "
                 f"split {split} (data.split or data.validation_split): {error}"
             ) from error
-        columns = list(data.features or self._first_row(data))
+        with _broken_text(self._name):
+            columns = list(data.features or next(iter(data), {self._column: ""}))
         if self._column not in columns:
             raise ValueError(
                 f"data.dataset={self._name} has no column data.text_column={self._column}: its "
                 f"columns are {', '.join(columns)}"
             )
         return data.select_columns([self._column]).with_format("arrow")
-
-    def _first_row(self, data: datasets.IterableDataset) -> dict[str, Any]:
-        """One row, of which the columns count; ValueError where a local file cannot be read."""
-        try:
-            return next(iter(data), {self._column: ""})
-        except Exception as error:  # the library raises nothing narrower
-            if self._name not in LOCAL_BUILDERS:
-                raise
-            words = str(error.__context__ or error).strip().splitlines()[0]
-            raise ValueError(
-                f"data.data_files: a file of {', '.join(self._files[:3])} cannot be read as "
-                f"{self._name}: {words}"
-            ) from error
 
 
 def _read(
@@ -210,7 +199,7 @@ def _read(
     number = 0
     for shard in shards:
         part = data.shard(num_shards=data.num_shards, index=int(shard))
-        for table in part.iter(batch_size=ROWS_PER_READ):
+        for table in _tables(part):
             wanted = np.arange((offset - number) % stride, table.num_rows, stride)
             for text in _texts(table.column(column).take(wanted)):
                 if not isinstance(text, str | None):
@@ -220,6 +209,29 @@ def _read(
                     )
                 yield Refused("not_utf8") if text and MARK in text else text or ""
             number += table.num_rows
+
+
+def _tables(data: datasets.IterableDataset) -> Iterator[pyarrow.Table]:
+    with _broken_text(data.info.dataset_name or "a dataset"):
+        yield from data.iter(batch_size=ROWS_PER_READ)
+
+
+@contextmanager
+def _broken_text(name: str) -> Iterator[None]:
+    """Gives a sentence to a file that is not of its kind, whatever the library makes of that."""
+    import pyarrow
+
+    try:
+        yield
+    except Exception as error:
+        broken = next(
+            (e for e in (error, error.__context__) if isinstance(e, pyarrow.ArrowInvalid)), None
+        )
+        if broken is None:
+            raise
+        raise ValueError(
+            f"a file of data.dataset={name} cannot be read: {str(broken).splitlines()[0]}"
+        ) from broken
 
 
 def _texts(column: pyarrow.ChunkedArray) -> list[str | None]:

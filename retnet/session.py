@@ -72,13 +72,18 @@ def kinds_due(config: Config, step: int) -> list[str]:
     return [kind for kind, every in clocks.items() if every or kind == "sets"]
 
 
-def evaluate(run: Run, state: TrainState, kinds: list[str]) -> dict[str, float] | None:
-    """Asks the model, and logs what came out and how long it took. None, and nothing logged, where
-    a request to stop came first. Collective."""
+def evaluate(run: Run, state: TrainState, kinds: list[str]) -> None:
+    """Asks the model, and logs what came out and how long it took; nothing where a request to stop
+    came first. Collective."""
+    if (answers := answer(run, state, kinds)) is not None:
+        record(run, state, answers)
+
+
+def answer(run: Run, state: TrainState, kinds: list[str]) -> dict[str, Result] | None:
+    """What came out, by kind; None where a request to stop came first. Collective."""
     run.unread.read(state)
     asked = what_is_asked(run, state)
-    values: dict[str, float] = {}
-    results: dict[str, Result] = {}
+    answers: dict[str, Result] = {}
     for kind in kinds:
         began = time.perf_counter()
         if kind == "sets":
@@ -88,16 +93,22 @@ def evaluate(run: Run, state: TrainState, kinds: list[str]) -> dict[str, float] 
             found = ask(kind, asked)
         if found is None:
             return None
-        results[kind] = found
-        values |= found.values | {f"evaluation/{kind}/seconds": time.perf_counter() - began}
+        took = {f"evaluation/{kind}/seconds": time.perf_counter() - began}
+        answers[kind] = found._replace(values=found.values | took)
+    return answers
+
+
+def record(run: Run, state: TrainState, answers: dict[str, Result]) -> None:
+    """Logs them, the numbers as one line; the sentences are said at the end of the run alone."""
+    values: dict[str, float] = {}
+    for found in answers.values():
+        values |= found.values
     run.metrics.log(state.step, values)
-    for kind, found in results.items():
+    for kind, found in answers.items():
         for detail in found.details:
             run.metrics.detail(state.step, kind, **detail)
-    for words in filter(None, (found.words for found in results.values())):
-        if state.step >= run.config.steps:  # not each time
-            run.metrics.say(words)
-    return values
+        if found.words and state.step >= run.config.steps:
+            run.metrics.say(found.words)
 
 
 def what_is_asked(run: Run, state: TrainState) -> Asked:
@@ -155,10 +166,9 @@ def finish(run: Run, state: TrainState) -> bool:
     """The last score, the exported model, and what came out beside what is easy; False where a
     request to stop came first. Collective."""
     config, loader, say = run.config, run.loader, run.metrics.say
-    values = evaluate(run, state, kinds_due(config, state.step))
-    if values is None:
+    answers = answer(run, state, kinds_due(config, state.step))
+    if answers is None:
         return False
-    scores = {name: value for name, value in values.items() if name.startswith("val/")}
     weights = gather_weights(run.engine)
     if weights is None:  # not rank 0
         return True
@@ -168,6 +178,9 @@ def finish(run: Run, state: TrainState) -> bool:
         loader.tokenizer.export(folder)
     run.saver.drain(partial(run.dog.beat, "the copies of checkpoints"))
     tell(run)
+    record(run, state, answers)  # not before: a run killed here does all of this again
+    values = answers["sets"].values
+    scores = {name: value for name, value in values.items() if name.startswith("val/")}
     run.metrics.event("finished", step=state.step, **scores)
     if config.logging.sample_tokens:
         ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)

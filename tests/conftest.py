@@ -51,6 +51,10 @@ SMALL = {
 }
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, as for what they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not beside the fault tests: pytest asks only the outermost files for options."""
     parser.addoption("--seed", type=int, default=0, help="decides the moments of the fault tests")
@@ -202,8 +206,9 @@ class Runs:
         return [entry["loss"] for entry in self.metrics(name) if "loss" in entry]
 
     def events(self, name: str) -> list[dict]:
+        """The lines of events.jsonl without those that depend on how busy the machine is."""
         lines = (self.folder / "runs" / name / "events.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return [line for line in map(json.loads, lines) if line["event"] != "straggler"]
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ import torch
 
 from configs.explain import check_overrides
 from configs.names import config_groups
-from retnet.planning import planned, text
+from data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from retnet.planning import planned, text, tokens_of_data
 from tests import forked
+from tests.data.corpora import make_documents, prepare, write_corpus
 
 RECIPES = {
     # tokens a step, parameters in billions, learning rate, betas, weight decay, clipping, warmup
@@ -97,3 +99,12 @@ def test_a_plan_starts_nothing(tmp_path):
     assert done.returncode == 2 and "16 ranks" in done.stderr and not done.stdout
     assert len(done.stderr.splitlines()) == 1
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_prepared_shards_on_this_disk_say_how_many_tokens_an_epoch_has(tmp_path):
+    text = write_corpus("files", tmp_path / "text", make_documents(60))
+    train_tokenizer(make_documents(300), tmp_path / "own.model", 300)
+    index = prepare(text, SentencePieceTokenizer(tmp_path / "own.model"), tmp_path / "shards")
+    words = ["data=prepared", f"data.path={tmp_path}/shards", "plan=cpu"]
+    assert tokens_of_data(check_overrides(words)) == index.tokens > 0
+    assert tokens_of_data(check_overrides(["data=prepared", "data.path=s3://far/away"])) is None

@@ -3,6 +3,7 @@ the right name, before anything starts."""
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,20 @@ def test_a_contradiction_is_named_with_its_remedy(words, folder, monkeypatch):
     assert sorted(folder.rglob("*")) == before, "something was written"
 
 
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """{text: the name of the experiment that it is}, beside a copy of all others."""
+    copied = shutil.copytree(names.FOLDER, tmp_path_factory.mktemp("yaml") / "configs")
+    made = {text: f"mine-{number}" for number, text in enumerate(FILES)}
+    for text, name in made.items():
+        (copied / "experiment" / f"{name}.yaml").write_text(text, errors="surrogateescape")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(names, "FOLDER", copied)
+        yield made
+
+
 @pytest.mark.parametrize("text", list(FILES), ids=lambda text: FILES[text])
-def test_a_mistake_in_yaml_is_named_with_its_file(text, tmp_path, monkeypatch):
-    copied = shutil.copytree(names.FOLDER, tmp_path / "configs")
-    file = copied / "experiment" / "mine.yaml"
-    file.write_text(text, errors="surrogateescape")
-    monkeypatch.setattr(names, "FOLDER", copied)
-    said = sentence(("experiment=mine",))
-    assert said.startswith("configs/experiment/mine.yaml, line ") and FILES[text] in said
+def test_a_mistake_in_yaml_is_named_with_its_file(text, experiments):
+    said = sentence((f"experiment={experiments[text]}",))
+    assert said.startswith(f"configs/experiment/{experiments[text]}.yaml, line ")
+    assert FILES[text] in said

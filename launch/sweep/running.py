@@ -5,6 +5,7 @@ saved. How a point is started is the caller's; what became of it, its folder say
 """
 
 import math
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -216,5 +217,7 @@ def last_words(folder: Path, code: int) -> str:
     printed."""
     log = folder / LOG
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    # DeepSpeed's begin with the time: that a rank has ended is known
+    own = (line.strip() for line in reversed(lines) if not re.match(r"\[\d{4}-", line))
+    last = next(filter(None, own), "")
     return f"code {code}, see {log}: {last[:200]}" if last else f"code {code}, and no word"

@@ -28,7 +28,7 @@ def loss_by_position(records: list[RunRecord]) -> Chart | None:
             found = found[-1:]
         for age, entry in enumerate(found):
             opacity = 0.25 + 0.75 * (age + 1) / len(found)
-            words = f"step {entry['step']:,}" if len(records) == 1 else record.name
+            words = f"step {entry['step']:,}" if len(records) == 1 else style.brief(record.name, 28)
             color = TRAIN if len(records) == 1 else color_of(index)
             curves.append((entry, words, color, 1.0 if age == len(found) - 1 else 0.7 * opacity))
     if not curves:
@@ -116,7 +116,7 @@ def passkeys(records: list[RunRecord]) -> list[Chart]:
     for index, record in enumerate(records[:4]):
         found = details(record, "passkey")
         if found and found[-1].get("accuracy"):
-            name = "" if len(records) == 1 else f": {record.name}"
+            name = "" if len(records) == 1 else f": {style.brief(record.name, 28)}"
             charts.append(_passkey(found[-1], name, index))
     return charts
 
@@ -171,7 +171,7 @@ def decays(records: list[RunRecord]) -> Chart | None:
         model = record.config.get("model") or {}
         if isinstance(model.get("num_heads"), int):
             key = model["num_heads"], bool(model.get("use_lm_decay"))
-            kinds.setdefault(key, (record.name, color_of(index)))
+            kinds.setdefault(key, (style.brief(record.name, 28), color_of(index)))
     if not kinds:
         return None
     rows = [(kind, head) for kind in kinds for head in range(kind[0])]

@@ -77,7 +77,9 @@ def _loss_words(record: RunRecord, runs: int) -> list[str]:
     sets = [(name, series(record, f"val/{name}/loss")[1]) for name in _sets_drawn(record, runs)]
     if runs == 1:
         return [f"train  {tail}"] + [f"{name}  {held[-1]:.3f}" for name, held in sets if held]
-    return [f"{record.name}  {sets[0][1][-1] if sets and sets[0][1] else float(tail or 0):.3f}"]
+    held = sets[0][1] if sets else []
+    end = f"{held[-1]:.3f}" if held else tail
+    return [f"{style.brief(record.name, 28)}  {end}"]
 
 
 def _draw_losses(axes: Axes, record: RunRecord, index: int, alone: bool) -> list[Label]:
@@ -124,7 +126,7 @@ def mark_rows(records: list[RunRecord]) -> list[tuple[str, str, str, list[float]
             words = f"{word}s" if len(steps) > 1 and word in ("restart", "skipped step") else word
             words = f"{len(steps)} x {words}" if len(steps) > 1 else words
             if len(records) > 1:
-                words = f"{record.name}: {words}"
+                words = f"{style.brief(record.name)}: {words}"
             own = (VALIDATION if fault else INK) if len(records) == 1 else color_of(index)
             rows.append((words, shape, own, tokens_at(record, steps)))
     return rows[:8]
@@ -164,7 +166,7 @@ def bits(records: list[RunRecord]) -> Chart | None:
             steps, values = series(record, f"val/{name}/bits_per_byte")
             own = (VALIDATION if number == 0 else color_of(number + 1)) if alone else None
             if steps:
-                words = f"{name if alone else record.name}  {values[-1]:.3f}"
+                words = f"{name if alone else style.brief(record.name)}  {values[-1]:.3f}"
                 line = tokens_at(record, steps), values, words, own or color_of(index)
                 lines.append(line)
     if not lines:

@@ -43,7 +43,7 @@ figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { font-size: 13px; line-height: 1.4; margin-top: 4px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; margin: 8px 0; }
-th, td { text-align: left; vertical-align: top; padding: 4px 18px 4px 0;
+th, td { text-align: left; vertical-align: top; padding: 4px 14px 4px 0;
   border-bottom: 1px solid var(--faint); }
 th { color: var(--muted); font-weight: 600; white-space: nowrap; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }

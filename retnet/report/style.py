@@ -70,6 +70,7 @@ def panel(
             0, 1 - down / height, words, fontsize=size, fontweight=weight, color=color, va="center"
         )
     dress(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(max(2, min(6, (width - left - right) // 64))))
     return figure, axes
 
 
@@ -150,6 +151,12 @@ def _lowest(block: list[float], gap: float) -> float:
 def room_for(words: Sequence[str]) -> int:
     """Pixels to the right of the axes for labels."""
     return 16 + round(6.6 * max((len(text) for text in words), default=0))
+
+
+def brief(name: str, most: int = 16) -> str:
+    """A run's name where there is little room: its end, by which the points of a sweep differ."""
+    name = name.split("/")[-1]
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

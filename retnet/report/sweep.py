@@ -71,7 +71,7 @@ def _colors(values: Sequence[Any]) -> list[Any]:
     """Numbers from dark to light, words apart from each other."""
     if _are_numbers(values) and len(values) > 2:
         scale = matplotlib.colormaps["viridis"]
-        return [scale(0.88 * place / (len(values) - 1)) for place in range(len(values))]
+        return [scale(0.8 * place / (len(values) - 1)) for place in range(len(values))]
     return [style.color_of(place) for place in range(len(values))]
 
 

@@ -120,11 +120,11 @@ def comparison(records: list[RunRecord]) -> str:
                 _number(held),
                 _number(bits),
                 short(float(f"{median(speeds):.3g}")) if speeds else "",
-                f"{kinds.count('resumed')} / {kinds.count('skipped')}",
+                f"{kinds.count('resumed')}, {kinds.count('skipped')}",
             ]
         )
-    head = ["run", "state", "step", "tokens", "loss", "validation", "bits/byte", "tokens/s"]
-    return table([*head, "restarts / skipped"], rows, numbers=2)
+    head = ["run", "state", "step", "tokens", "loss", "val loss", "bits/byte", "tokens/s"]
+    return table([*head, "restarts, skips"], rows, numbers=2)
 
 
 def _number(value: float | None) -> str:

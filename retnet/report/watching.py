@@ -43,7 +43,7 @@ def over_tokens(
         return None
     alone = len(records) == 1
     ends = [(smoothed(values)[-1] if smooth else values[-1]) for _, _, values, _ in drawn]
-    words = [say(end) if alone else f"{name}  {say(end)}"
+    words = [say(end) if alone else f"{style.brief(name)}  {say(end)}"
              for end, (name, *_) in zip(ends, drawn, strict=True)]  # fmt: skip
     figure, axes = style.panel(title, unit, right=style.room_for(words))
     for _, x, values, color in drawn:
@@ -129,7 +129,7 @@ def step_times(records: list[RunRecord]) -> Chart | None:
         ranks = [int(rank) for rank in series(record, "step_time/slowest_rank")[1]]
         often = max(sorted(set(ranks)), key=ranks.count) if ranks else None
         whom = "slowest" if often is None else f"slowest, most often {often}"
-        name = "" if len(records) == 1 else f"{record.name}: "
+        name = "" if len(records) == 1 else f"{style.brief(record.name)}: "
         x = tokens_at(record, steps)
         color = TRAIN if len(records) == 1 else color_of(index)
         drawn.append((x, middle, f"{name}median rank", color, "-"))
@@ -158,7 +158,7 @@ def step_times(records: list[RunRecord]) -> Chart | None:
 
 def norms_by_layer(records: list[RunRecord]) -> list[Chart | None]:
     """Heat maps of the first run: the gradient's norm and the activations' size, layer by layer."""
-    own, name = records[0], "" if len(records) == 1 else f" of {records[0].name}"
+    own, name = records[0], "" if len(records) == 1 else f" of {style.brief(records[0].name)}"
     return [
         _heat_map(own, "grad_norm/", f"Gradient norm by layer{name}", "Of each layer's weights."),
         _heat_map(

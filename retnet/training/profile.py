@@ -92,12 +92,13 @@ class Profiler:
             return False
         return True
 
-    def close(self) -> None:
-        """Writes a trace that the run's end cut short; the signal asks for nothing any more."""
+    def close(self, step: int | None = None) -> None:
+        """Writes a trace that the run's end, after `step` steps, cut short; the signal asks for
+        nothing any more. Harmless twice."""
         signal.signal(SIGNAL, signal.SIG_IGN)
         self._pid.unlink(missing_ok=True)
         if self._profile is not None:
-            self._write(None)
+            self._write(step)
 
     def __enter__(self) -> Self:
         return self

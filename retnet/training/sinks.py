@@ -49,7 +49,8 @@ class LoggingConfig:
     """Steps between two looks at the norm of the gradient and of what comes out of each layer; 0:
     never. Those steps take a forward pass of one row more."""
     straggler: float = 1.25
-    """Times the median over the ranks from which on a rank's step time is told of."""
+    """A rank is told of where its forward passes take more than this many times what the others'
+    do (their median), three logged lines in a row."""
     sample_tokens: int = 200
     """Tokens of the sample that the model writes at the end; 0 writes none."""
 

@@ -148,9 +148,12 @@ except RuntimeError as error:
     assert done.stdout.startswith("data.dataset=nobody/nothing cannot be reached: check the name")
 
 
-def test_a_broken_line_is_named_with_its_files(tmp_path):
-    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": b\n')
+@pytest.mark.parametrize("good", [1, 40_000], ids=["at the beginning", "far inside"])
+def test_a_broken_line_is_answered_with_a_sentence(good: int, tmp_path: Path) -> None:
+    line = '{"text": "a text that is some seventy bytes long, so that there are blocks"}\n'
+    (tmp_path / "broken.jsonl").write_text(line * good + '{"text": b\n')
     pattern = str(tmp_path / "*.jsonl")
     config = DataConfig(kind=SourceKind.dataset, dataset="json", data_files=[pattern])
-    with pytest.raises(ValueError, match=r"broken.jsonl cannot be read as json: JSON parse error"):
-        open_source(config)
+    with pytest.raises(ValueError, match="data.dataset=json cannot be read: JSON parse error"):
+        for _ in open_source(config).validation_documents():
+            pass

@@ -17,8 +17,8 @@ from launch.sweep.config import SweepConfig
 from launch.sweep.display import Display
 from launch.sweep.points import Point, lines_of
 from launch.sweep.record import Record
-from launch.sweep.running import run_points
-from launch.sweep.session import Session
+from launch.sweep.running import last_words, run_points
+from launch.sweep.session import LOG, Session
 from tests import forked
 from tests.conftest import Runs
 
@@ -44,6 +44,9 @@ class Sweep:
     def start(self, point: Point, gpus: list[int]) -> Session:
         self.started.append(point.name)
         process = forked.start(self.runs.script, *point.overrides, merged=True, **self._where)
+        (log := point.folder / LOG).unlink(missing_ok=True)
+        point.folder.mkdir(exist_ok=True)
+        log.symlink_to(process.stdout.name)
         return Session(process)
 
     def run(
@@ -75,7 +78,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_failed_point_ends_nothing(
     points = [
         sweep.point("done", steps=2),
         sweep.point("fails", steps=2, data__files=f"'{late}/[a-d]*.py'"),
-        sweep.point("half", steps=24),
+        sweep.point("half", steps=100_000, save_every=0),
         sweep.point("last", steps=4),
     ]
     done, fails, half, _ = points
@@ -84,7 +87,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_failed_point_ends_nothing(
         """Asks this process to stop once the run is on its way."""
 
         def poll(self) -> int | None:
-            if len(lines_of(half.folder / "metrics.jsonl")) >= 5:
+            if len(lines_of(half.folder / "metrics.jsonl")) >= 5 and "finished" in events(done):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().poll()
 
@@ -101,14 +104,15 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_failed_point_ends_nothing(
     assert events(half)[-1] == "stopped" and "saved" in events(half)
 
     late.symlink_to(sysconfig.get_paths()["stdlib"])
-    before = events(done)
+    before, reached = events(done), lines_of(half.folder / "metrics.jsonl")[-1]["step"]
+    points[2] = half = sweep.point("half", steps=reached + 4)  # no more than that is waited for
     states = sweep.run(points)
     assert states == dict.fromkeys(["done", "fails", "half", "last"], "finished"), sweep.said
     assert "done" not in sweep.started and events(done) == before
     assert "resumed" in events(half) and events(fails).count("finished") == 1
     assert all(math.isfinite(point.value("finished", "", {})) for point in points)
     steps = [line["step"] for line in lines_of(half.folder / "metrics.jsonl") if "loss" in line]
-    assert sorted(set(steps)) == list(range(1, 25)) and len(set(steps)) == len(steps)
+    assert sorted(set(steps)) == list(range(1, reached + 5)) and len(set(steps)) == len(steps)
 
     assert sweep.run(points) == states and sweep.started == []
 
@@ -149,3 +153,10 @@ def test_a_point_that_is_worse_than_the_others_is_ended_and_stays_so(sweep: Swee
     value = point.value("pruned", "", record.pruned)
     assert math.isfinite(value) and value == record.pruned["worse"]["objective"]
     assert sweep.run(points, prune_after=2) == states and sweep.started == []
+
+
+def test_the_last_words_of_a_point_are_its_own_and_not_its_launchers(tmp_path: Path) -> None:
+    assert last_words(tmp_path, -9) == "code -9, and no word"
+    said = "data.files=x: no such file\n[2026-11-22 07:49:08,554] [ERROR] [launch.py:300] exits\n\n"
+    (tmp_path / LOG).write_text(said)
+    assert last_words(tmp_path, 2).endswith("launcher.log: data.files=x: no such file")

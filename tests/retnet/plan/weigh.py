@@ -55,7 +55,7 @@ class Cell(NamedTuple):
 CELLS = {
     "replicated": Cell(0, "float32", rows=4),
     "zero1": Cell(1, "float32", "block", rows=4),
-    "zero1-bfloat16": Cell(1, "bfloat16", "selective", rows=4, micro_batches=2),
+    "zero1-bfloat16": Cell(1, "bfloat16", "selective", rows=2, micro_batches=2),
     "zero2": Cell(2, "bfloat16", micro_batches=2),
     "zero3": Cell(3, "float32"),
 }

@@ -144,10 +144,10 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
 def test_a_real_run_with_all_it_can_say_is_reported_whole(runs):
     """What the report reads is what train.py writes."""
     said = runs.finished(
-        name="told", steps=4, evaluate_every=2, evaluation__samples_every=2,
-        evaluation__positions_every=2, evaluation__passkey_every=4, logging__norms_every=1,
-        logging__peak_flops=1e12, evaluation__passkey_trials=1, evaluation__passkey_depths=2,
-        evaluation__rows=1, evaluation__sample_tokens=10,
+        name="told", steps=2, save_every=0, logging__norms_every=1, logging__peak_flops=1e12,
+        evaluation__samples_every=9, evaluation__positions_every=9, evaluation__passkey_every=9,
+        evaluation__passkey_trials=1, evaluation__passkey_depths=2, evaluation__rows=1,
+        evaluation__sample_tokens=10, logging__sample_tokens=0,
     )  # fmt: skip
     written = runs.folder / "runs" / "told"
     assert "retnet.report" in said

@@ -92,6 +92,7 @@ def _line(step: int, steps: int, rate: float, shift: float) -> dict[str, Any]:
         "step_time/slowest": 0.24 + 0.02 * noise,
         "step_time/slowest_rank": 3,
     }
+    line |= {f"step_time/rank_{rank:02d}": 0.2 + 0.01 * rank for rank in range(4)}
     for depth, group in enumerate(GROUPS):
         line[f"grad_norm/{group}"] = 0.05 * (depth + 1) * (1.2 + noise)
         line[f"activation_rms/{group}"] = (depth + 1) * (1 + step / steps)
