@@ -10,17 +10,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from configs.names import closest, closest_key, key_types, option_of, own_names
+from configs.names import (
+    DEVICES,
+    RESUMES,
+    closest,
+    closest_key,
+    key_types,
+    option_of,
+    own_names,
+    unknown_key,
+)
 from configs.values import shown
 
 MULTIRUN = {"-m", "--multirun"}
 ASK_HYDRA = {"--hydra-help", "--version", "-v", "--info", "-i", "--shell-completion", "-sc"}
+SHOWS = ("job", "hydra", "all")
+"What --cfg can print."
 WITH_VALUE = {"--cfg", "-c", "--package", "-p"}
 ALONE = {"-h", "--help", "--plan", "--resolve", "--run", "-r"} | MULTIRUN
 FLAGS = ALONE | ASK_HYDRA | WITH_VALUE
 OTHER_CONFIGS = {
     *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd"),
-    "--experimental-rerun",
+    *("--config", "--config-file", "--experimental-rerun"),
 }
 
 
@@ -40,7 +51,7 @@ def split(arguments: list[str]) -> CommandLine:
         if not word.startswith("-"):
             overrides.append(word)
             continue
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
         if name in OTHER_CONFIGS:
             raise ValueError(
                 f"{name}: the config is configs/train.yaml; put what is yours into a file "
@@ -52,9 +63,12 @@ def split(arguments: list[str]) -> CommandLine:
             raise ValueError(_unknown_flag(word, next(words, "")))
         flags.add(name)
         if name in WITH_VALUE and not equals:
-            next(words, None)
+            value = next(words, "")
+        if name in ("--cfg", "-c") and value not in SHOWS:
+            said = f"{name} {value}".strip()
+            raise ValueError(f"{said}: needed one of {', '.join(SHOWS)}, as --cfg job")
     for index, (before, after) in enumerate(pairwise(overrides)):
-        if after.startswith("=") or (before.endswith("=") and "=" not in after):
+        if after.startswith("=") or (before.endswith(("=", ",")) and "=" not in after):
             words = overrides[index : index + (3 if after == "=" else 2)]
             raise ValueError(f"{' '.join(words)}: written without spaces, as {''.join(words)}")
     return CommandLine(overrides, flags)
@@ -64,10 +78,13 @@ def _unknown_flag(word: str, after: str) -> str:
     name, equals, value = word.lstrip("-").partition("=")
     name, value = name.replace("-", "_"), value or after
     known = own_names()
-    flag = closest(word.partition("=")[0], FLAGS, cutoff=0.8)
-    if flag and name not in known:
-        return f"there is no flag {word.partition('=')[0]}; did you mean {flag}?"
-    meant = closest_key(name, known) or "steps"
+    flag, typed = closest(word.partition("=")[0], FLAGS, cutoff=0.8), word.partition("=")[0]
+    if flag and (name not in known or f"--{name}" == flag):
+        return f"there is no flag {typed}; did you mean {flag}?"
+    if name in DEVICES | RESUMES:
+        return unknown_key(name)
+    if (meant := closest_key(name, known)) is None:
+        return f"there is no flag {typed}; see --help"
     if not value or value.startswith("-") or "=" in value:
         value = "..."
     return f"{word}: keys are written without dashes, as {meant}={value}"
@@ -76,6 +93,8 @@ def _unknown_flag(word: str, after: str) -> str:
 def parse(text: str) -> Override:
     """One override; raises ValueError where it is none."""
     key, equals, value = text.partition("=")
+    if not text.strip():
+        raise ValueError("a word of the command is empty: an override is written key=value")
     if equals and value.startswith("=") and key:
         raise ValueError(f"{shown(text)}: one = is enough, as {key}={value.lstrip('=') or '...'}")
     if equals and not key.strip("+~ "):
@@ -85,8 +104,13 @@ def parse(text: str) -> Override:
     except HydraException as error:
         if not equals:
             raise ValueError(_no_override(text)) from error
-        if not re.fullmatch(r"[+~]*[\w./@-]+", key) or not key.strip("+~"):
+        if not re.fullmatch(r"[+~]*[\w-]+([./@][\w-]+)*", key):
             raise ValueError(_odd_key(key, value)) from error
+        if sum(map(value.count, "[{(")) != sum(map(value.count, ")}]")):
+            raise ValueError(
+                f"{shown(text)}: a bracket is not closed, as where the shell cuts at a space; put "
+                f"the whole override in quotes, as '{key}=...'"
+            ) from error
         raise ValueError(
             f"{shown(text)}: a value with brackets, braces, commas or spaces is written in two "
             f"""kinds of quotes, as '{key}="{shown(value)}"'"""
@@ -117,7 +141,9 @@ def _odd_key(key: str, value: str) -> str:
         )
     if not bare:
         return f"={shown(value)}: an override is written key=value without spaces, as steps=200"
-    return f"{key}: a key is written in letters, digits, _ and dots, as optimizer.learning_rate"
+    meant = closest_key(".".join(re.findall(r"[\w-]+", key)), own_names())
+    example = meant or "optimizer.learning_rate"
+    return f"{key}: a key is written in letters, digits, _ and dots, as {example}"
 
 
 def raw(override: Override) -> str:

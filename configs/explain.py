@@ -38,7 +38,7 @@ def check_overrides(arguments: list[str]) -> Config | None:
     every value is looked at and the first point is composed; its launcher checks the others.
     """
     overrides, flags = split(arguments)
-    if flags & ASK_HYDRA:
+    if flags & ASK_HYDRA and "--plan" not in flags:
         return None
     parsed = [parse(override) for override in overrides]
     sweeps = bool(flags & MULTIRUN)
@@ -64,13 +64,17 @@ def composed(overrides: list[str]) -> tuple[Config, dict[str, str]]:
     try:
         with initialize_config_dir(config_dir=str(names.FOLDER), version_base="1.3"):
             made = compose("train", overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        check_files(overrides)
+        raise ValueError(explain(error)) from error
+    try:
         swept = OmegaConf.select(made, "hydra.sweeper.params") or {}
         choices = made.hydra.runtime.choices
         OmegaConf.set_struct(made, False)
         del made["hydra"]
         check_set(made, choices)
         return plain(made), {str(key): str(value) for key, value in swept.items()}
-    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+    except OmegaConfBaseException as error:
         check_files(overrides)
         raise ValueError(explain(error)) from error
 
@@ -110,6 +114,8 @@ def check_override(override: Override, sweeps: bool) -> None:
 def _check_hydra(override: Override) -> None:
     """The launcher's own keys; the rest of Hydra's is Hydra's to check."""
     key = override.key_or_group
+    if key == "hydra.mode":
+        raise ValueError(f"{key}={raw(override)}: a sweep is asked for with -m, one run without")
     if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir"):
         raise ValueError(f"{key}={raw(override)}: a run's folder is runs/<name>; set name=...")
     if key == "hydra/launcher" and override.value() != "processes":
@@ -170,13 +176,16 @@ def first_of(override: Override) -> str:
 
 def explain(error: Exception) -> str:
     """Hydra's, OmegaConf's or YAML's error as one line that names the key."""
-    if "hydra/sweeper/optuna" in str(error):
+    if re.search(r"hydra/sweeper/optuna\b", str(error)):
         return "hydra/sweeper=optuna is not installed: pip install 'retnet[sweeps]'"
     cause = error
     while cause.__cause__ is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__
     key = getattr(cause, "full_key", None)
     message = first_line(getattr(cause, "msg", None) or cause)
+    if re.fullmatch(r"Key '.*' (is )?not in .*", message):
+        return f"there is no key {key}"
+    message = re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", message)
     return f"{key}: {message}" if key and not message.startswith(key) else message
 
 

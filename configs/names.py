@@ -18,6 +18,7 @@ from launch.sweep.config import SweepConfig
 FOLDER = Path(__file__).parent
 LAUNCHER = "hydra.launcher"
 DEVICES = {"gpus", "num_gpus", "n_gpus", "ngpus", "num_nodes", "nnodes", "nodes", "world_size"}
+RESUMES = {"resume", "resume_from", "resume_from_checkpoint", "load_step", "auto_resume"}
 ELSEWHERE = {
     # what people type who come from another framework, or in a hurry -> ours
     "lr": "optimizer.learning_rate",
@@ -31,9 +32,11 @@ ELSEWHERE = {
     "warmup": "schedule.warmup_steps",
     "min_lr": "schedule.final_fraction",
     "batch_size": "global_batch_size",
+    "batch": "global_batch_size",
     "bs": "global_batch_size",
     "train_batch_size": "global_batch_size",
     "local_batch_size": "micro_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
     "gradient_accumulation_steps": "micro_batch_size",
     "seq_len": "sequence_length",
     "seq_length": "sequence_length",
@@ -52,19 +55,25 @@ ELSEWHERE = {
     "depth": "model.num_layers",
     "n_heads": "model.num_heads",
     "n_head": "model.num_heads",
+    "head_dim": "model.num_heads",
+    "key_dim": "model.num_heads",
     "ffn_dim": "model.intermediate_size",
     "precision": "engine.dtype",
     "bf16": "engine.dtype",
     "fp16": "engine.dtype",
+    "zero": "engine.stage",
     "zero_stage": "engine.stage",
     "cpu_offload": "engine.offload_optimizer",
     "output_dir": "name",
     "run_name": "name",
     "dataset": "data.dataset",
-    "resume": "name",
     "save_steps": "save_every",
+    "save_interval": "save_every",
     "eval_steps": "evaluate_every",
+    "eval_interval": "evaluate_every",
     "logging_steps": "log_every",
+    "log_interval": "log_every",
+    "log_freq": "log_every",
 }
 
 
@@ -142,6 +151,11 @@ def unknown_key(word: str) -> str:
             f"there is no key {word}: how many devices a run has is its launcher's to say, as "
             "deepspeed --num_gpus 8 train.py ..."
         )
+    if word in RESUMES:
+        return (
+            f"there is no key {word}: the same command goes on where the run stopped, since name= "
+            "decides the folder"
+        )
     if option := option_of(word):
         return f"there is no key {word}: an option of a group is written {option}"
     if found := closest_key(word, known):
@@ -158,7 +172,8 @@ def option_of(word: str) -> str | None:
     groups = config_groups()
     if any(key.rpartition(".")[2] == word.rpartition(".")[2] for key in key_types()):
         return None
-    first, _, rest = word.replace("/", ".").removesuffix(".yaml").partition(".")
+    word = word.replace("/", ".").removeprefix("configs.").removesuffix(".yaml")
+    first, _, rest = word.partition(".")
     if not rest:
         found = [f"{name}={first}" for name in sorted(groups) if first in groups[name]]
         return found[0] if len(found) == 1 else None
@@ -187,9 +202,12 @@ def closest_key(word: str, known: Collection[str]) -> str | None:
     small = word.lower().replace("-", "_")
     if small in known:
         return small
-    last = small.rpartition(".")[2]
+    section, _, last = small.rpartition(".")
     by_last = [key for key in sorted(known) if key.rpartition(".")[2] == last]
     if by_last:  # another section's key, or the section left out or misspelt
+        sections = [key.rpartition(".")[0] for key in by_last if "." in key]
+        if last in known and not get_close_matches(section, sections, n=1):
+            return last
         return max(by_last, key=lambda key: SequenceMatcher(None, key, small).ratio())
     if close := get_close_matches(small, known, n=1, cutoff=0.87):
         return close[0]
@@ -198,9 +216,11 @@ def closest_key(word: str, known: Collection[str]) -> str | None:
     if "." in small:
         head, tail = small.split(".", 1)
         heads = get_close_matches(head, {key.split(".")[0] for key in known if "." in key}, n=1)
-        inside = {key for key in known if heads and key.startswith(f"{heads[0]}.")}
-        if close := get_close_matches(f"{heads[0]}.{tail}" if heads else small, inside, n=1):
-            return close[0]
+        inside = {
+            key.partition(".")[2] for key in known if heads and key.startswith(f"{heads[0]}.")
+        }
+        if close := get_close_matches(tail, inside, n=1):
+            return f"{heads[0]}.{close[0]}"
     if close := get_close_matches(small, known, n=1, cutoff=0.75):
         return close[0]
     last_parts = {key.rpartition(".")[2]: key for key in sorted(known, reverse=True)}

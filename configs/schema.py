@@ -27,11 +27,11 @@ from retnet.kernels import KernelsConfig, select_kernels
 from retnet.models.build import ModelConfig
 from retnet.plan.config import PlanConfig
 from retnet.training.engine import EngineConfig
-from retnet.training.metrics import LoggingConfig
 from retnet.training.optimizer import OptimizerConfig
 from retnet.training.profile import ProfileConfig
 from retnet.training.saver import CheckpointConfig
 from retnet.training.schedule import ScheduleConfig
+from retnet.training.sinks import LoggingConfig
 from retnet.training.stability import StabilityConfig
 
 
@@ -74,8 +74,13 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+        parts = Path(self.name).parts
+        if not parts or Path(self.name).is_absolute() or ".." in parts:
             raise ValueError(f"name={self.name!r} must be a folder's name below runs/")
+        if parts[0] == "runs":
+            raise ValueError(
+                f"name={self.name}: the folder is runs/<name>; write name={self.name[5:] or '...'}"
+            )
         for key in ("steps", "sequence_length", "global_batch_size", "micro_batch_size"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: needed at least 1")

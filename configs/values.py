@@ -11,8 +11,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.types import QuotedString
 
-from configs.names import closest, config_groups, did_you_mean, meaning
+from configs.names import closest, config_groups, did_you_mean, listed, meaning
 
+SAME = {
+    # other words for our options
+    **{"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"},
+    **{"true": "on", "yes": "on", "false": "off", "no": "off", "disabled": "off", "full": "block"},
+}
 BOOLEANS = {"true", "false", "yes", "no", "on", "off", "y", "n", "1", "0"}
 UNITS = {"k": 1_000, "m": 1_000_000, "g": 10**9, "b": 10**9, "ki": 2**10, "mi": 2**20}
 WITH_UNIT = re.compile(r"(?P<number>[\d_]*\.?\d+)\s*(?P<unit>[A-Za-z%]+)")
@@ -59,8 +64,13 @@ def check_option(group: str, value: object) -> None:
         raise ValueError(f"{group}={shown(value)}: set its keys one by one, as {group}.key=value")
     if isinstance(value, QuotedString):
         value = value.text
-    if value is None or value in options:
+    if value in options:
         return
+    if value is None:
+        instead = f"needed one of {listed(options)}"
+        if group in ("experiment", "sweep"):
+            instead = f"to leave it out, write '~{group}'"
+        raise ValueError(f"{group}=null: {instead}")
     if group == "plan" and not (isinstance(value, str) and closest(value, options)):
         raise ValueError(
             f"plan={shown(value)}: plan= names a machine, as plan=h200_8; to see what a run would "
@@ -97,8 +107,11 @@ def _check_list(key: str, kind: Any, value: Any) -> None:
 def _check_option(key: str, kind: type[Enum], value: Any) -> None:
     names = [option.name for option in kind]
     if value not in names:
-        close = closest(str(value), names)
+        word = str(value).lower()
+        close = SAME.get(word) if SAME.get(word) in names else closest(word, names)
         end = f"; did you mean {close}?" if close else ""
+        if isinstance(value, bool) and close:  # YAML takes on and off for true and false
+            end = f"""; did you mean {close}? In YAML it stands in quotes, as "{close}\""""
         raise ValueError(f"{key}={shown(value)}: needed one of {', '.join(names)}{end}")
 
 
@@ -107,10 +120,12 @@ def _check_whole(key: str, value: Any) -> None:
         raise ValueError(f"{key}={shown(value)}: needed {NEEDED[int]}{_hint(key)}")
     if isinstance(value, int):
         return
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML takes it for text
     if isinstance(value, float):
         whole = math.isfinite(value) and value == int(value)
         end = f"; written out it is {key}={int(value)}" if whole else _hint(key)
-        raise ValueError(f"{key}={value:g}: needed a whole number, without point or exponent{end}")
+        raise ValueError(f"{key}={value}: needed a whole number, without point or exponent{end}")
     if not re.fullmatch(r"[+-]?\d+(_\d+)*", value.strip()):
         raise ValueError(f"{key}={value}: needed {NEEDED[int]}{_unit(key, value, whole=True)}")
 

@@ -83,6 +83,7 @@ class SourceConfig:
             raise ValueError(f"data.kind={kind} needs data.{key}, {meaning}")
         if self.dataset in LOCAL_BUILDERS and not self.data_files:
             raise ValueError(f"data.dataset={self.dataset} needs data.data_files, a list of globs")
+        self._check_unread()
         if self.validation_split is None:
             return
         if self.kind is not SourceKind.dataset:
@@ -95,6 +96,20 @@ class SourceConfig:
                 f"data.validation_split={self.validation_split} is data.split as well: training "
                 "and validation need two splits, or data.validation_split=null"
             )
+
+    def _check_unread(self) -> None:
+        """Raises ValueError for a place that is named and that the kind does not read."""
+        for key, kind, options in (
+            ("files", SourceKind.files, "files"),
+            ("dataset", SourceKind.dataset, "hub"),
+            ("data_files", SourceKind.dataset, "jsonl, parquet, arrow or text"),
+            ("path", SourceKind.prepared, "prepared"),
+        ):
+            if getattr(self, key) and self.kind is not kind:
+                raise ValueError(
+                    f"data.kind={self.kind.name} does not read data.{key}, which is given: say "
+                    f"data={options}, or leave it out"
+                )
 
 
 @dataclass
@@ -176,8 +191,8 @@ class DataConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        super().__post_init__()
         self._check_mixture()
+        super().__post_init__()
         if self.validation_split is None and not 0 < self.validation_fraction < 1:
             if self.validation_fraction or not self.validation_sets:
                 raise ValueError(

@@ -132,6 +132,9 @@ def has_files(pattern: str) -> None:
     names = glob.iglob(str(Path(pattern).expanduser()), recursive=True)
     first = next((name for name in names if os.path.isfile(name)), None)
     if first is None:
-        raise ValueError(f"data.files={pattern} matches no file: give a glob like '~/text/**/*.md'")
+        example = "~/text/**/*.md"
+        if Path(pattern).expanduser().is_dir():
+            example = f"{pattern.rstrip('/')}/**/*.md"
+        raise ValueError(f"data.files={pattern} matches no file: give a glob like '{example}'")
     if not os.access(first, os.R_OK):
         raise ValueError(f"data.files={pattern}: {first} may not be read by this user")

@@ -16,23 +16,12 @@ from data.config import SourceKind
 from data.index import NAME, Index
 from data.share import check_ranks
 from retnet.kernels import Backend
-from retnet.plan.cost import (
-    Cost,
-    bytes_in_words,
-    cost_of,
-    count_in_words,
-    in_words,
-)
+from retnet.plan.cost import Cost, bytes_in_words, cost_of, count_in_words, in_words
 from retnet.plan.machine import Machine, find_machine
 from retnet.plan.memory import SHARE_OF_DEVICE, Layout, Load, Memory, device_memory_of
 from retnet.plan.skeleton import Skeleton, measure_skeleton
 from retnet.training.compile import is_worth_compiling
-from retnet.training.recompute import (
-    KEPT_COMPILED,
-    SHARE_OF_MEMORY,
-    ActivationCheckpointing,
-    state_bytes,
-)
+from retnet.training.recompute import ActivationCheckpointing, keep_what_fits, state_bytes
 
 STAGES = (0, 1, 2, 3)
 COLUMNS = {
@@ -137,15 +126,12 @@ def memory_of(
     work = skeleton.flops * config.tokens / devices
     compiled = is_worth_compiling(engine.compile, stage, device, work)
     keeps = engine.activation_checkpointing
-    if keeps is ActivationCheckpointing.auto:  # as recompute.py decides
+    if keeps is ActivationCheckpointing.auto:
         states = state_bytes(
             skeleton.total, machine.dtype, stage, devices, engine.offload_optimizer
         )
         whole = skeleton.kept[ActivationCheckpointing.none].of(rows)
-        fits = states + whole * (KEPT_COMPILED if compiled else 1) <= (
-            SHARE_OF_MEMORY * machine.memory
-        )
-        keeps = ActivationCheckpointing.none if fits else ActivationCheckpointing.selective
+        keeps = keep_what_fits(whole, states, machine.memory, compiled)
     copies = machine.is_gpu and config.kernels.loss is Backend.torch
     load = Load(
         rows,
@@ -191,6 +177,10 @@ def _line(name: str, words: str) -> str:
     return f"{name:<16}{words}"
 
 
+def _many(count: int, word: str, ending: str = "s") -> str:
+    return f"{count:,} {word}{ending * (count != 1)}"
+
+
 def _model(plan: Plan) -> list[str]:
     config, skeleton = plan.config, plan.skeleton
     share = skeleton.retention_flops / skeleton.flops
@@ -223,7 +213,7 @@ def _memory(plan: Plan) -> list[str]:
         mark = ">" if stage == plan.config.engine.stage else " "
         listed = zip(row.memory, COLUMNS.values(), strict=True)
         numbers = "".join(f"{part / 1e9:{width}.3f}" for part, width in listed)
-        largest = f"{row.largest:,} rows" if row.largest else "none fits"
+        largest = _many(row.largest, "row") if row.largest else "none fits"
         lines.append(f"{mark}  {stage}{numbers}  {largest}")
     own = plan.stages[plan.config.engine.stage]
     usable = SHARE_OF_DEVICE * machine.memory
@@ -259,9 +249,9 @@ def _run(plan: Plan) -> list[str]:
     return [
         _line(
             "step",
-            f"{plan.tokens_per_step:,} tokens: {config.global_batch_size:,} rows of "
-            f"{config.sequence_length:,}, as {plan.devices} devices x {accumulated} micro batches "
-            f"x {plan.rows} rows",
+            f"{plan.tokens_per_step:,} tokens: {_many(config.global_batch_size, 'row')} of "
+            f"{config.sequence_length:,}, as {_many(plan.devices, 'device')} x "
+            f"{_many(accumulated, 'micro batch', 'es')} x {_many(plan.rows, 'row')}",
         ),
         _line(
             "run",

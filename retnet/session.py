@@ -183,8 +183,9 @@ def finish(run: Run, state: TrainState) -> bool:
     scores = {name: value for name, value in values.items() if name.startswith("val/")}
     run.metrics.event("finished", step=state.step, **scores)
     if config.logging.sample_tokens:
-        ids = sample(export, [loader.tokenizer.bos_id], config.logging.sample_tokens, config.seed)
-        say(f"\nA sample:\n{loader.tokenizer.decode(ids)}")
+        tokenizer, new = loader.tokenizer, config.logging.sample_tokens
+        ids = sample(export, [tokenizer.bos_id], new, config.seed, tokenizer.vocab_size)
+        say(f"\nA sample:\n{tokenizer.decode(ids)}")
     first = loader.validation[0]
     bits = scores[f"val/{first.name}/bits_per_byte"]
     easy = yardsticks(first.texts, loader.tokenizer)

@@ -196,6 +196,12 @@ def test_a_run_that_is_asked_and_watched_has_the_losses_of_one_that_is_not(runs,
         "step-00000008-rank-0.json.gz"
     ]
     assert len(list((folder / "tensorboard").iterdir())) == 2
+    # The trace that the end cut short too: a run's last event says how it ended.
+    assert [event["event"] for event in runs.events("asked")][-3:] == [
+        "profiled",
+        "saved",
+        "finished",
+    ]
 
 
 def test_other_data_under_the_same_name_is_refused(runs):

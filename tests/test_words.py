@@ -93,6 +93,15 @@ def experiments(tmp_path_factory) -> Iterator[dict[str, str]]:
         yield made
 
 
+def test_a_mistake_in_an_option_that_an_experiment_chooses_is_named_with_its_file(experiments):
+    (names.FOLDER / "model" / "mine.yaml").write_text("num_layers: 2\nnum_haeds: 3\n")
+    text = mistakes.HEAD + "defaults:\n  - override /model: mine\n"
+    (names.FOLDER / "experiment" / "chooses.yaml").write_text(text)
+    names._groups.cache_clear()
+    said = sentence(("experiment=chooses",))
+    assert said.startswith("configs/model/mine.yaml, line 2: there is no key model.num_haeds")
+
+
 @pytest.mark.parametrize("text", list(FILES), ids=lambda text: FILES[text])
 def test_a_mistake_in_yaml_is_named_with_its_file(text, experiments):
     said = sentence((f"experiment={experiments[text]}",))

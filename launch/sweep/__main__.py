@@ -20,14 +20,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("what", choices=["table"])
     parser.add_argument("name", metavar="NAME", help="the sweep's: runs/NAME")
     given = parser.parse_args(arguments)
-    name = given.name.strip("/")
+    name = given.name.rstrip("/")
     folder = Path(name) if (Path(name) / FILE).exists() else Path("runs") / name
-    if not (folder / FILE).exists():
+    table = rows(folder)
+    if not table:
         found = sorted(str(file.parent) for file in Path("runs").rglob(FILE))
         there = f"; there is {', '.join(found)}" if found else ""
         sys.stderr.write(f"{folder} holds no sweep{there}\n")
         return 2
-    table = rows(folder)
     sys.stdout.write(f"{as_text(table, measure(folder))}\n")
     written = folder / "table.csv"
     write_csv(table, written)

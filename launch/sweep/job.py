@@ -16,6 +16,8 @@ SCRIPT = "job.sh"
 "In a point's folder."
 BETWEEN_QUESTIONS = 30.0
 "Seconds; who asks a scheduler more often is not liked."
+PATIENCE = 120.0
+"Seconds that a busy scheduler has for an answer."
 
 
 class Job:
@@ -67,9 +69,11 @@ def submit(point: Point, cluster: ClusterConfig) -> str:
 
 def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     except FileNotFoundError as error:
         raise ValueError(
             f"hydra.launcher.cluster: there is no {command[0]} on this machine; start the sweep "
             "where Slurm takes jobs"
         ) from error
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"no answer in {PATIENCE:.0f} seconds")

@@ -74,8 +74,7 @@ class Sweep:
         """Runs these points; the objective of each. Raises Stopped where asked to stop, ValueError
         where points of a grid cannot be run or one has another sweep's settings, before any is."""
         folder = self.asked.folder
-        # a sweeper's, with every password of the config; config.yaml of each point has the rest
-        (folder / "multirun.yaml").unlink(missing_ok=True)
+        self.clear()
         found = [self._point(job) for job in jobs]
         problems = [words for words in found if isinstance(words, str)]
         if problems and self.asked.grid:
@@ -99,6 +98,12 @@ class Sweep:
         if problems or any(state in BAD for state in self.states.values()):
             self.code = 1
         return [self._value(point, record) for point in found]
+
+    def clear(self) -> None:
+        """Removes what a sweeper writes of its own accord, with every password of the config: the
+        config.yaml of each point has the rest."""
+        if self.asked is not None:
+            (self.asked.folder / "multirun.yaml").unlink(missing_ok=True)
 
     def _value(self, point: Point | str, record: Record) -> float:
         if isinstance(point, str):
@@ -241,6 +246,7 @@ def run_sweep(main: Callable[[], Any], compose: Compose) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(str(error).strip().splitlines()[0]) from error
     finally:
+        sweep.clear()  # a request to stop or a mistake may come before the first point
         os.environ.pop(FULL)
         if before is not None:
             os.environ[FULL] = before

@@ -135,11 +135,12 @@ def state_of(folder: Path, steps: int, *, pruned: bool = False) -> str:
     events = lines_of(folder / "events.jsonl")
     if not events:
         return "new"
-    if events[-1].get("event") in ("finished", "resumed") and events[-1].get("step", 0) >= steps:
+    ending, last = how_it_ended(folder), events[-1]
+    # a finished run that is started again says "resumed", and so does one killed before its export
+    if ending and last["event"] in ("finished", "resumed") and last["step"] >= steps:
         return "finished"
     if pruned:
         return "pruned"
-    ending = how_it_ended(folder)
     if ending is None:
         return "killed"
     # finished at fewer steps than are asked for now: it goes on there

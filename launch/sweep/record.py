@@ -60,12 +60,16 @@ class Record:
                 self.add(point.name, **fields)
 
     def check(self, point: Point) -> None:
-        """Raises ValueError where a point of this name was started with other settings: its result
-        is not that of this sweep."""
-        old = self.points.get(point.name)
-        if old is None or not (point.folder / "events.jsonl").exists():
+        """Raises ValueError where a run of this name was started with other settings, or by
+        somebody else: its result is not that of this sweep."""
+        if not (point.folder / "events.jsonl").exists():
             return
-        was, now = old.get("settings", {}), settings(point)
+        if point.name not in self.points:
+            raise ValueError(
+                f"{point.folder} holds a run that this sweep did not start: take another name=... "
+                "for the sweep, or move that run away"
+            )
+        was, now = self.points[point.name].get("settings", {}), settings(point)
         other = sorted(key for key in was | now if was.get(key) != now.get(key))
         if other:
             raise ValueError(

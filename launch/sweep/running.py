@@ -78,7 +78,7 @@ class Points:
         """`states`, by name, are written to; `places` are the devices of each of the points that
         may run at once."""
         self._waiting = list({point.name: point for point in points}.values())
-        self._all = list(self._waiting)
+        self._histories: dict[str, dict[int, float]] = {}
         self._states, self._options = states, options
         self._start, self._record = start, record
         self._say, self._show = display.say, display.show
@@ -117,16 +117,13 @@ class Points:
     def _look(self) -> None:
         """One round."""
         for one in list(self._running):
-            goes_on = None
-            if self._asked is not None:
-                goes_on = one.started.leave()
-            if self._hurry:
-                one.started.kill()
-            code = one.started.poll()
-            if goes_on:
+            if self._asked is not None and (goes_on := one.started.leave()):
                 self._running.remove(one)
                 self._say(f"{one.point.name}: {goes_on}")
-            elif code is not None:
+                continue
+            if self._hurry:
+                one.started.kill()
+            if (code := one.started.poll()) is not None:
                 self._running.remove(one)
                 self._free.append(one.place)
                 self._settle(one, code)
@@ -158,18 +155,30 @@ class Points:
             self._waiting.remove(point)
 
     def _begin(self, point: Point, tries: int) -> None:
-        since, place = events_written(point.folder), self._free.pop(0)
-        started = self._start(point, place)
+        since, place = events_written(point.folder), self._free[0]
+        try:
+            started = self._start(point, place)
+        except (OSError, RuntimeError) as error:  # a full disk, a full queue: no reason for others
+            self._states[point.name] = "failed"
+            self._say(f"{point.name}: failed: {error}")
+            return
+        self._free.pop(0)
         self._states[point.name] = "running"
         self._running.append(_Running(point, started, place, since, time.monotonic(), tries))
 
     def _settle(self, one: _Running, code: int) -> None:
         """Notes what became of a point that has ended, and starts it again where that may help."""
         point, state = one.point, self._state(one.point)
+        if state == "running" and not self._options.cluster:
+            # an earlier session of this sweep had started it, and it was not at its folder yet
+            del self._states[point.name]
+            self._waiting.append(point)
+            return
         ending = how_it_ended(point.folder, one.since)
         if ending is None and state not in ("finished", "pruned"):  # the state is an older one's
             state = "refused" if code == 2 else "killed" if code < 0 else "failed"
         self._states[point.name] = state
+        self._histories.pop(point.name, None)  # it is longer now
         if state in (*BAD, "diverged"):
             words = f"{state}: {ending.why if ending else last_words(point.folder, code)}"
         else:
@@ -188,11 +197,15 @@ class Points:
         if not after or time.monotonic() < self._looked + BETWEEN_LOOKS:
             return
         self._looked = time.monotonic()
-        histories = {p.name: history(p.folder, self._options.objective) for p in self._all}
         running = {one.point.name: one for one in self._running}
-        for name, step in hopeless(histories, running, after).items():
+        # all of the sweep's: an Optuna sweep asks for a few points at a time
+        for name in {*self._record.points, *running}:
+            if name in running or name not in self._histories:
+                folder = self._record.folder / name
+                self._histories[name] = history(folder, self._options.objective)
+        for name, step in hopeless(self._histories, running, after).items():
             if name not in self._record.pruned and step < running[name].point.steps:
-                self._record.add(name, pruned=step, objective=histories[name][step])
+                self._record.add(name, pruned=step, objective=self._histories[name][step])
                 self._say(f"{name}: ends at step {step}, where more than half were better")
                 running[name].started.end()
 
@@ -202,7 +215,9 @@ class Points:
     def _value_in_words(self, point: Point) -> str:
         metric, state = self._options.objective, self._states[point.name]
         value = point.value(state, metric, self._record.pruned)
-        return f", {metric or 'validation loss'} {value:.4f}" if math.isfinite(value) else ""
+        if math.isfinite(value):
+            return f", {metric or 'validation loss'} {value:.4f}"
+        return f", but its metrics.jsonl has no {metric}" if metric and state == "finished" else ""
 
 
 def run_points(

@@ -46,7 +46,8 @@ def generate(
     given, state, form = torch.tensor([prompt_ids]), None, "chunkwise"
     for _ in range(new_tokens):
         output = asked.forward(given, state, forward_mode=form, logits_to_keep=1)
-        written.append(choose(output.logits[0, -1], temperature, top_p, generator))
+        known = output.logits[0, -1, : tokenizer.vocab_size]  # a padded vocabulary has more
+        written.append(choose(known, temperature, top_p, generator))
         given, state, form = torch.tensor([written[-1:]]), output.past_key_values, "recurrent"
     end = written.index(tokenizer.eos_id) if tokenizer.eos_id in written else len(written)
     return written[:end]
@@ -57,8 +58,9 @@ def choose(
 ) -> int:
     """A token by its logits [vocabulary]: the likeliest one at temperature 0, else drawn from the
     likeliest ones that together have the probability `top_p` (arXiv:1904.09751)."""
-    if temperature == 0.0:
+    logits = logits.float().cpu()
+    if temperature == 0.0 or not logits.isfinite().all():  # float16 may overflow: nothing to draw
         return int(logits.argmax())
-    chances, tokens = (logits.float().cpu() / temperature).softmax(-1).sort(descending=True)
+    chances, tokens = (logits / temperature).softmax(-1).sort(descending=True)
     chances[chances.cumsum(-1) - chances > top_p] = 0.0  # the likeliest one always stays
     return int(tokens[torch.multinomial(chances, 1, generator=generator)])

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 
 from retnet.evaluation.asked import Asked, Result
@@ -23,6 +26,8 @@ ROWS, POSITIONS = 8, 4096
 """Texts that are read at once, and their tokens, at most: most of them get logits."""
 LONGEST_ANSWER = 256
 """Tokens of an answer where a task does not say, as lm-eval's own models have it."""
+SEED = 1234
+"""Of the examples that a task shows before its questions, as lm-eval's own command has it."""
 
 
 class Pair(NamedTuple):
@@ -48,7 +53,8 @@ def open_tasks(config: EvaluationConfig) -> dict[str, Any] | None:
         manager = TaskManager(include_path=config.tasks_path or None)
     check_names(config.tasks, manager.all_tasks, config.tasks_path)
     try:
-        return manager.load(config.tasks)
+        with same_draws():
+            return manager.load(config.tasks)
     except Exception as error:  # of whatever library reads the documents
         raise ValueError(
             f"evaluation.tasks={config.tasks} cannot be read: {type(error).__name__}: "
@@ -68,6 +74,20 @@ def check_names(tasks: list[str], known: list[str], path: str) -> None:
             )
 
 
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """What tasks draw inside is the same on every rank and each time; afterwards the random states
+    of Python and numpy are what they were."""
+    python, arrays = random.getstate(), numpy.random.get_state()
+    random.seed(SEED)
+    numpy.random.seed(SEED)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(arrays)
+
+
 def run_tasks(asked: Asked) -> Result:
     """`tasks/<task>/<metric>` of every task, as lm-eval computes them."""
     from lm_eval.api.model import LM
@@ -77,7 +97,10 @@ def run_tasks(asked: Asked) -> Result:
     model = type("Asked", (Answers, LM), {})()
     model.asked = asked
     limit = asked.config.tasks_limit or None
-    found = evaluate(model, asked.tasks, limit=limit, bootstrap_iters=0, log_samples=False)
+    for task in asked.tasks["tasks"].values():
+        task.set_fewshot_seed(SEED)  # else each rank draws other examples, and anew each time
+    with same_draws():
+        found = evaluate(model, asked.tasks, limit=limit, bootstrap_iters=0, log_samples=False)
     values, details = {}, []
     for task, scores in {**found["results"], **found.get("groups", {})}.items():
         metrics = {name_of(key): value for key, value in scores.items() if is_score(key, value)}

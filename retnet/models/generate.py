@@ -94,9 +94,11 @@ class RetentionGenerationMixin(GenerationMixin):
 
 
 @torch.no_grad()
-def sample(folder: Path, prompt_ids: list[int], new_tokens: int, seed: int) -> list[int]:
+def sample(
+    folder: Path, prompt_ids: list[int], new_tokens: int, seed: int, known: int
+) -> list[int]:
     """Loads the model in `folder` in float32 and continues `prompt_ids` by at most `new_tokens`
-    tokens.
+    tokens, of the `known` first ones of the vocabulary: those that a tokenizer has.
 
     Temperature 0.8, nucleus 0.95. Returns the new ids only. The seed makes it repeatable and leaves
     the caller's random numbers alone.
@@ -111,5 +113,6 @@ def sample(folder: Path, prompt_ids: list[int], new_tokens: int, seed: int) -> l
             temperature=0.8,
             top_p=0.95,
             top_k=0,
+            suppress_tokens=list(range(known, model.config.vocab_size)) or None,
         )
     return ids[0, len(prompt_ids) :].tolist()

@@ -38,6 +38,9 @@ def in_words(seconds: float) -> str:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 60:
         return f"{seconds:.3g} s"
+    if round(seconds) < 600:
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"{minutes} min {seconds} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"

@@ -15,17 +15,20 @@ from retnet.report import style
 from retnet.report.reading import RunRecord, details, last, names_between
 from retnet.report.style import FAINT, INK, MUTED, TRAIN, VALIDATION, Chart, color_of
 
+_MOST_TIMES = 16  # that the loss by position is drawn of
 LITTLE = 0.01  # share of a token's weight that is left where we call it forgotten
 
 
 def loss_by_position(records: list[RunRecord]) -> Chart | None:
-    """Loss over the place in the context; of one run each time it was asked, of several the last
-    time each."""
+    """Loss over the place in the context; of one run each time it was asked, of many times some
+    between the first and the last, of several runs the last time each."""
     curves = []  # (entry, words, color, opacity)
     for index, record in enumerate(records):
         found = [entry for entry in details(record, "positions") if _bucket_losses(entry)[0].size]
         if len(records) > 1:
             found = found[-1:]
+        if len(found) > _MOST_TIMES:
+            found = [found[round(at)] for at in np.linspace(0, len(found) - 1, _MOST_TIMES)]
         for age, entry in enumerate(found):
             opacity = 0.25 + 0.75 * (age + 1) / len(found)
             words = f"step {entry['step']:,}" if len(records) == 1 else style.brief(record.name, 28)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from retnet.report import style
 from retnet.report.reading import RunRecord, details, series, tokens_at, validation_sets
 from retnet.report.style import INK, MUTED, PAPER, TRAIN, VALIDATION, Chart, color_of
-from retnet.training.curve import limits, smoothed
+from retnet.training.curve import dot, limits, smoothed
 
 # {event: what its mark is called, its shape, whether it is a fault}
 MARKS = {
@@ -66,8 +66,9 @@ def loss(records: list[RunRecord]) -> Chart | None:
 
 
 def _sets_drawn(record: RunRecord, runs: int) -> list[str]:
-    """Of one run all validation sets, of several the first one each."""
-    return validation_sets(record)[: None if runs == 1 else 1]
+    """Of one run all validation sets that have a finite loss, of several the first one each."""
+    known = [name for name in validation_sets(record) if series(record, f"val/{name}/loss")[0]]
+    return known[: None if runs == 1 else 1]
 
 
 def _loss_words(record: RunRecord, runs: int) -> list[str]:
@@ -76,9 +77,8 @@ def _loss_words(record: RunRecord, runs: int) -> list[str]:
     tail = f"{smoothed(values)[-1]:.3f}" if values else ""
     sets = [(name, series(record, f"val/{name}/loss")[1]) for name in _sets_drawn(record, runs)]
     if runs == 1:
-        return [f"train  {tail}"] + [f"{name}  {held[-1]:.3f}" for name, held in sets if held]
-    held = sets[0][1] if sets else []
-    end = f"{held[-1]:.3f}" if held else tail
+        return [f"train  {tail}"] + [f"{name}  {held[-1]:.3f}" for name, held in sets]
+    end = f"{sets[0][1][-1]:.3f}" if sets else tail
     return [f"{style.brief(record.name, 28)}  {end}"]
 
 
@@ -87,7 +87,9 @@ def _draw_losses(axes: Axes, record: RunRecord, index: int, alone: bool) -> list
     if not steps:
         return []
     color = TRAIN if alone else color_of(index)
-    ends = [draw_smooth(axes, tokens_at(record, steps), values, color)]
+    smooth = smoothed(values)
+    draw_smooth(axes, tokens_at(record, steps), values, smooth, color)
+    ends = smooth[-1:]
     colors = [color]
     for number, name in enumerate(_sets_drawn(record, 1 if alone else 2)):
         at, held = series(record, f"val/{name}/loss")
@@ -103,12 +105,12 @@ def _draw_losses(axes: Axes, record: RunRecord, index: int, alone: bool) -> list
     return list(zip(ends, words, colors, strict=False))
 
 
-def draw_smooth(axes: Axes, x: Sequence[float], values: list[float], color: str) -> float:
-    """Raw values faint, smoothed ones above them; the last smoothed value."""
-    smooth = smoothed(values)
+def draw_smooth(
+    axes: Axes, x: Sequence[float], values: list[float], smooth: list[float], color: str
+) -> None:
+    """Raw values faint, smoothed ones above them."""
     axes.plot(*style.thinned(x, values), color=color, alpha=0.25, linewidth=1)
-    axes.plot(*style.thinned(x, smooth), color=color, linewidth=2)
-    return smooth[-1]
+    axes.plot(*style.thinned(x, smooth), dot(smooth), color=color, linewidth=2)
 
 
 def mark_rows(records: list[RunRecord]) -> list[tuple[str, str, str, list[float]]]:
@@ -134,9 +136,10 @@ def mark_rows(records: list[RunRecord]) -> list[tuple[str, str, str, list[float]
 
 def _draw_marks(axes: Axes, rows: list[tuple[str, str, str, list[float]]]) -> None:
     """A row of marks for each kind, below the numbers of the axis."""
-    height = axes.get_window_extent().height
+    height, pixel = axes.get_window_extent().height, axes.get_xlim()[1] / style.WIDE
     for number, (words, shape, color, tokens) in enumerate(rows):
         place = -(46 + _MARK_ROW * number) / height
+        tokens = list({round(token / pixel): token for token in tokens}.values())  # one a pixel
         axes.plot(
             tokens, [place] * len(tokens), shape, color=color, linewidth=0,
             markersize=10 if shape == "|" else 6, markeredgewidth=1.6, clip_on=False,

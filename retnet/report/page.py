@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from retnet.report import context, curves, tables, watching
+from retnet.report import context, curves, style, tables, watching
 from retnet.report.reading import RunRecord, named_apart, read_run, state_of
 from retnet.report.style import DARK, FAINT, INK, MUTED, PAPER, TRAIN, Chart, svg_of, variables
 from retnet.report.style import write_png as write_picture
@@ -91,6 +91,7 @@ def report(
     return out
 
 
+@style.no_formulas()
 def page(records: list[RunRecord], defaults: dict[str, Any] | None) -> tuple[str, list[Chart]]:
     """The page's text and the charts in it."""
     learning = [curves.loss(records), curves.bits(records), *watching.learning(records)]

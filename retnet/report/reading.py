@@ -33,13 +33,16 @@ def read_run(folder: Path) -> RunRecord:
     """Reads a run folder, finished or not.
 
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder holds no run, or its config is no YAML.
     """
     metrics, events = folder / "metrics.jsonl", folder / "events.jsonl"
     if not metrics.exists() and not events.exists():
         raise ValueError(f"{folder} holds no run: it has neither metrics.jsonl nor events.jsonl")
     file = folder / "config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.exists() else None
+    try:
+        config = yaml.safe_load(file.read_text()) if file.exists() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: mend it, or take it away") from error
     config = config if isinstance(config, dict) else {}
     evaluations = read_lines(folder / "evaluations.jsonl")
     name = str(config.get("name") or folder.resolve().name)

@@ -8,6 +8,7 @@ SVG, and follow the reader's light or dark.
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,11 @@ class Chart(NamedTuple):
     "How to read it, in words."
     wide: bool = False
     "Whether it takes the page's whole width."
+
+
+def no_formulas() -> AbstractContextManager[None]:
+    """While pictures are made: a `$` in a name stands for itself, and is no formula's beginning."""
+    return matplotlib.rc_context({"text.parse_math": False})
 
 
 def color_of(index: int) -> str:

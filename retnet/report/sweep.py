@@ -22,6 +22,7 @@ _ROW, _GAP = 300, 90  # pixels
 _FEW = 8  # values
 
 
+@style.no_formulas()
 def sweep_picture(points: Sequence[Point], file: Path) -> None:
     """Writes a PNG with a row for each swept parameter.
 

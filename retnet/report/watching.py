@@ -14,7 +14,9 @@ from retnet.report import style
 from retnet.report.curves import draw_smooth, furthest
 from retnet.report.reading import RunRecord, names_between, series, tokens_at
 from retnet.report.style import MUTED, TRAIN, VALIDATION, Chart, color_of
-from retnet.training.curve import limits, smoothed
+from retnet.training.curve import dot, limits, smoothed
+
+MOST_COLUMNS = 800  # of a heat map: more than the page has pixels for it
 
 
 def over_tokens(
@@ -38,20 +40,21 @@ def over_tokens(
             kept = [(s, v) for s, v in zip(steps, values, strict=True) if v > 0]
             steps, values = [s for s, _ in kept], [v for _, v in kept]
         if steps:
-            drawn.append((record.name, tokens_at(record, steps), values, color_of(index)))
+            shown = smoothed(values) if smooth else values
+            drawn.append((record.name, tokens_at(record, steps), values, shown, color_of(index)))
     if not drawn:
         return None
     alone = len(records) == 1
-    ends = [(smoothed(values)[-1] if smooth else values[-1]) for _, _, values, _ in drawn]
+    ends = [shown[-1] for *_, shown, _ in drawn]
     words = [say(end) if alone else f"{style.brief(name)}  {say(end)}"
              for end, (name, *_) in zip(ends, drawn, strict=True)]  # fmt: skip
     figure, axes = style.panel(title, unit, right=style.room_for(words))
-    for _, x, values, color in drawn:
+    for _, x, values, shown, color in drawn:
         if smooth:
-            draw_smooth(axes, x, values, color)
+            draw_smooth(axes, x, values, shown, color)
         else:
-            axes.plot(*style.thinned(x, values), color=color, linewidth=2)
-    everything = list(chain(*(values for _, _, values, _ in drawn)))
+            axes.plot(*style.thinned(x, shown), dot(shown), color=color, linewidth=2)
+    everything = list(chain(*(values for _, _, values, *_ in drawn)))
     if log:
         _log_axis(axes, everything)
     else:
@@ -63,6 +66,7 @@ def over_tokens(
         [(end, text, color) for end, text, (*_, color) in zip(ends, words, drawn, strict=True)],
     )
     style.name_x(axes, "tokens")
+    caption = f"{caption} Bold: smoothed." if smooth else caption
     return Chart(key.replace("/", "_"), figure, caption)
 
 
@@ -130,7 +134,7 @@ def step_times(records: list[RunRecord]) -> Chart | None:
         often = max(sorted(set(ranks)), key=ranks.count) if ranks else None
         whom = "slowest" if often is None else f"slowest, most often {often}"
         name = "" if len(records) == 1 else f"{style.brief(record.name)}: "
-        x = tokens_at(record, steps)
+        x, middle, slow = tokens_at(record, steps), smoothed(middle), smoothed(slow)
         color = TRAIN if len(records) == 1 else color_of(index)
         drawn.append((x, middle, f"{name}median rank", color, "-"))
         color = VALIDATION if len(records) == 1 else color
@@ -145,14 +149,17 @@ def step_times(records: list[RunRecord]) -> Chart | None:
             own = style.thinned(tokens_at(records[0], steps), smoothed(values))
             axes.plot(*own, color=MUTED, linewidth=1, alpha=0.6)
     for x, values, _, color, line in drawn:
-        axes.plot(*style.thinned(x, smoothed(values)), color=color, linewidth=2, linestyle=line)
+        marker = "o" if len(x) == 1 else ""
+        axes.plot(
+            *style.thinned(x, values), color=color, linewidth=2, linestyle=line, marker=marker
+        )
     everything = list(chain(*(values for _, values, *_ in drawn)))
     axes.set_ylim(0, limits(everything, [])[1])
     axes.set_xlim(0, furthest(records) * 1.005)
-    labels = [(smoothed(values)[-1], words, color) for _, values, words, color, _ in drawn]
+    labels = [(values[-1], words, color) for _, values, words, color, _ in drawn]
     style.label_ends(axes, labels)
     style.name_x(axes, "tokens")
-    caption = "The forward passes; one rank that stays far above the others holds up all."
+    caption = "The forward passes, smoothed; a rank that stays far above the others holds up all."
     return Chart("step_time", figure, caption)
 
 
@@ -183,7 +190,7 @@ def _heat_map(record: RunRecord, head: str, title: str, caption: str) -> Chart |
     if not np.isfinite(logs).any():
         return None
     figure, axes = style.panel(title, "log scale", left=76, right=62)
-    x = tokens_at(record, steps)
+    x, logs = _even(np.array(tokens_at(record, steps)), logs)
     half = (x[-1] - x[0]) / (2 * (len(x) - 1))
     span = (x[0] - half, x[-1] + half, -0.5, len(groups) - 0.5)
     drawn = axes.imshow(
@@ -198,10 +205,23 @@ def _heat_map(record: RunRecord, head: str, title: str, caption: str) -> Chart |
     return Chart(head.strip("/") + "_by_layer", figure, caption)
 
 
+def _even(x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of one width, as an image has, for values [row, place] at uneven places: in each the
+    largest of those that fall into it, else those of the nearest place."""
+    middles = np.linspace(x[0], x[-1], min(len(x), MOST_COLUMNS))
+    width = middles[1] - middles[0] or 1.0
+    even = np.full((len(values), len(middles)), np.nan)
+    np.fmax.at(even.T, np.rint((x - x[0]) / width).astype(int), values.T)
+    after = np.searchsorted(x, middles).clip(1, len(x) - 1)
+    nearest = np.where(middles - x[after - 1] <= x[after] - middles, after - 1, after)
+    return middles, np.where(np.isnan(even), values[:, nearest], even)
+
+
 def _color_scale(axes: Axes, drawn: object) -> None:
     figure, place = axes.figure, axes.get_position()
     bar = figure.add_axes((place.x1 + 10 / style.HALF, place.y0, 8 / style.HALF, place.height))
-    scale = figure.colorbar(drawn, cax=bar, format=FuncFormatter(lambda v, _: f"{10**v:.2g}"))
+    words = FuncFormatter(lambda value, _: style.short(float(f"{10**value:.2g}")))
+    scale = figure.colorbar(drawn, cax=bar, format=words)
     scale.outline.set_visible(False)
     scale.ax.tick_params(colors=MUTED, length=0, labelsize=10)
     scale.set_ticks(list(np.linspace(*drawn.get_clim(), 4)))

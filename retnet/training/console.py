@@ -31,11 +31,12 @@ class Console:
         self._total = total_steps
         self._name = run_name
         self._step = 0
+        # These two are replaced, never changed: the display's thread reads them.
         self._values: dict[str, Any] = {}
         self._pace: float | None = None  # seconds a step
         self._since = time.perf_counter()
-        self._live: Live | None = None
         self._troubles: dict[str, str] = {}
+        self._live: Live | None = None
         self._looks = 0  # since the last skipped step
 
     def start(self, step: int) -> None:
@@ -63,7 +64,7 @@ class Console:
             self._pace = _MEMORY * kept + (1.0 - _MEMORY) * pace
             self._step = step
         self._since = now  # what came between two looks at one step, an evaluation, was no step
-        self._values.update(values)
+        self._values = self._values | values
         self._judge(values)
         if self._live is None and (words := describe(values)):
             width = len(str(self._total))
@@ -84,10 +85,8 @@ class Console:
 
     def trouble(self, kind: str, words: str | None) -> None:
         """Shows that something is not well; with None, that it is well again."""
-        if words is None:
-            self._troubles.pop(kind, None)
-        else:
-            self._troubles[kind] = words
+        others = {each: told for each, told in self._troubles.items() if each != kind}
+        self._troubles = others if words is None else others | {kind: words}
 
     def _judge(self, values: dict[str, Any]) -> None:
         """What the numbers say of the troubles."""
@@ -124,6 +123,8 @@ class Console:
 
     def _draw(self) -> Table:
         head = Table.grid(padding=(0, 1), expand=False)
+        for gives_way in (True, True, False, False):  # where it is narrow, name and bar do
+            head.add_column(no_wrap=not gives_way, overflow="ellipsis")
         head.add_row(
             Text(self._name, style="bold"),
             ProgressBar(total=max(self._total, 1), completed=self._step, width=32),
@@ -134,9 +135,8 @@ class Console:
         block.add_row(head)
         for words in (describe(self._values, LEARNING), describe(self._values, SPEED)):
             block.add_row(_line("  ".join(words), "dim"))
-        if self._troubles:
-            worst_first = sorted(self._troubles, key=_TROUBLES.index)
-            words = [self._troubles[kind] for kind in worst_first]
+        if troubles := self._troubles:
+            words = [troubles[kind] for kind in sorted(troubles, key=_TROUBLES.index)]
             block.add_row(_line("  ".join(words), "bold yellow"))
         return block
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from retnet.training.metrics import read_lines
 
@@ -29,17 +32,17 @@ def loss_curve(folder: Path) -> Path | None:
     # No pyplot: it keeps global state, and looks for a display.
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, title=f"Loss of {folder.name}")
+    _style(axes, title=_plain(f"Loss of {folder.name}"))
     steps, losses = zip(*train, strict=True)
     smooth = smoothed(list(losses))
-    axes.plot(steps, losses, color=_TRAIN, alpha=0.25, linewidth=1.0)
+    axes.plot(steps, losses, dot(losses), color=_TRAIN, alpha=0.25, linewidth=1.0)
     axes.plot(steps, smooth, color=_TRAIN, linewidth=2.0, label=f"train  {smooth[-1]:.3f}")
     for index, (name, points) in enumerate(sorted(validation.items())):
         at, values = zip(*points, strict=True)
         color = _VALIDATION if index == 0 else f"C{index + 3}"
         axes.plot(
             at, values, "o-", color=color, markersize=4.5, markeredgecolor="white",
-            linewidth=1.2, label=f"validation {name}  {values[-1]:.3f}",
+            linewidth=1.2, label=_plain(f"validation {name}  {values[-1]:.3f}"),
         )  # fmt: skip
     others = [value for points in validation.values() for _, value in points]
     axes.set_ylim(*limits(list(losses), others))
@@ -50,14 +53,21 @@ def loss_curve(folder: Path) -> Path | None:
     return path
 
 
+def dot(values: Sequence[float]) -> str:
+    """What a curve of these values is drawn with: one value alone is a dot, since a line of one
+    point is nothing."""
+    return "o-" if len(values) == 1 else "-"
+
+
 def smoothed(values: list[float], share: float = 0.05) -> list[float]:
     """A running mean over `share` of the curve, centered. It narrows towards the start, where the
     loss falls steeply, and stops at the end, where a single step would be noise."""
     half = max(1, round(len(values) * share / 2))
-    result = []
+    # Each window anew: a running sum would never get rid of one huge value's rounding.
+    array, result = np.array(values), []
     for index in range(len(values)):
-        window = values[index - min(half, index) : index + min(half, index) + 1]
-        result.append(sum(window) / len(window))
+        side = min(half, index)
+        result.append(float(array[index - side : index + side + 1].mean()))
     return result
 
 
@@ -69,6 +79,11 @@ def limits(losses: list[float], others: list[float]) -> tuple[float, float]:
     bottom = min([*ordered[:1], *others, top])
     margin = 0.06 * (top - bottom) or 0.1
     return bottom - margin, top + margin
+
+
+def _plain(text: str) -> str:
+    """A `$` in a name stands for itself, and is no formula's beginning."""
+    return text.replace("$", r"\$")
 
 
 def _style(axes: Axes, title: str) -> None:

@@ -46,27 +46,25 @@ class Metrics:
             folder.mkdir(parents=True, exist_ok=True)
             self._metrics = LineFile(folder / "metrics.jsonl")
             self._events = LineFile(folder / "events.jsonl")
-            self._details: LineFile | None = None  # made with its first line
+            self._details = LineFile(folder / "evaluations.jsonl")
         except OSError as error:
             raise ValueError(
                 f"{folder} cannot be written ({error.strerror}): a run keeps its record and its "
                 "checkpoints there; make room or rights, or start elsewhere."
             ) from error
         self._console = Console(console, total_steps=total_steps, run_name=run_name)
-        self._sinks = open_sinks(folder, config, run_name, resolved_config)
+        self._sinks = open_sinks(folder, config, run_name, resolved_config, self.say)
 
     def resume_at(self, step: int) -> None:
         """Forgets the lines of later steps, which a killed run wrote and this one writes again."""
         if not self._speaks:
             return
         self._metrics.close()
+        self._details.close()
         truncate_after(self._folder / "metrics.jsonl", step)
+        truncate_after(self._folder / "evaluations.jsonl", step)
         self._metrics = LineFile(self._folder / "metrics.jsonl")
-        if self._details is not None:
-            self._details.close()
-            self._details = None
-        if (details := self._folder / "evaluations.jsonl").exists():
-            truncate_after(details, step)
+        self._details = LineFile(self._folder / "evaluations.jsonl")
         if sent(self._folder) > step:
             note_sent(self._folder, step)
         self._show(lambda sink: sink.rewind(step))
@@ -87,19 +85,18 @@ class Metrics:
         them that is not finite becomes null."""
         if not self._speaks:
             return
-        if self._details is None:
-            self._details = LineFile(self._folder / "evaluations.jsonl")
         self._note(self._details.add({"step": step, "kind": kind, **fields}))
         self._show(lambda sink: sink.detail(step, kind, fields))
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Writes what happened, with the time (UTC), and waits until both files are on the disk:
+        """Writes what happened, with the time (UTC), and waits until all files are on the disk:
         events are few, and one marks every checkpoint."""
         if not self._speaks:
             return
         self._console.hear(kind, fields)
         failed = self._events.add({"time": _now(), "event": kind, **fields}, sync=True)
-        self._note(self._metrics.flush(sync=True) or failed)
+        synced = [file.flush(sync=True) for file in (self._metrics, self._details)]
+        self._note(next(filter(None, [failed, *synced]), None))
 
     def has_event(self, kind: str, step: int) -> bool:
         """Whether events.jsonl says that this happened at that step; False on silent ranks."""
@@ -146,7 +143,7 @@ class Metrics:
                 self.say(f"{kind} shows no more of this run ({error}); the files have all of it")
 
     def _files(self) -> list[LineFile]:
-        return [self._metrics, self._events, *([self._details] if self._details else [])]
+        return [self._metrics, self._events, self._details]
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -81,7 +82,7 @@ class Profiler:
         one that has its steps. Whether it did either, which takes its time."""
         at = self._config.at
         if self._profile is not None:
-            if step < self._last:
+            if self._first <= step < self._last:  # below: the run went back to older weights
                 return False
             self._write(step)
         elif at and at[0] <= step < at[1]:
@@ -116,32 +117,40 @@ class Profiler:
         if self._device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
             torch.cuda.synchronize(self._device)  # what was queued before is not these steps'
-        if self._remembers:
-            torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
-        self._profile = torch.profiler.profile(activities=kinds, record_shapes=True)
-        self._profile.start()
+        profile = torch.profiler.profile(activities=kinds, record_shapes=True)
+        try:
+            profile.start()
+            if self._remembers:
+                torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
+        except RuntimeError as error:  # as where another tool has the device's counters
+            self._tell(f"no trace of step {step + 1}: {error}")
+            self._config = replace(self._config, at=[])  # nor one of the next step
+            return
+        self._profile = profile
 
     def _write(self, step: int | None) -> None:
         """`step`: the steps taken, None where the run ends here."""
         profile, self._profile = self._profile, None
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        profile.stop()
         name = self._folder / "profile" / f"step-{self._first:08d}-rank-{self._rank}"
         trace, memory = Path(f"{name}.json.gz"), Path(f"{name}.memory.pickle")
         try:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            profile.stop()
             trace.parent.mkdir(exist_ok=True)
             profile.export_chrome_trace(str(trace))
             if self._remembers:
                 torch.cuda.memory._dump_snapshot(str(memory))
         except (OSError, RuntimeError) as error:  # a full disk costs the trace, not the run
+            with suppress(OSError):
+                trace.unlink()  # the half of it
             self._tell(f"no trace of step {self._first + 1}: {error}")
             return
         finally:
             if self._remembers:
                 torch.cuda.memory._record_memory_history(enabled=None)
         steps = f"steps {self._first + 1} to {step}"
-        if step is None:
+        if step is None or step <= self._first:
             steps = f"step {self._first + 1} and those after it"
         also = f", memory in {memory.name} (pytorch.org/memory_viz)" if self._remembers else ""
         self._tell(f"traced {steps}: {trace}{also}; ui.perfetto.dev opens it")

@@ -77,6 +77,13 @@ def choose_activation_checkpointing(
             for n in (1, 2)
         )
     activations = one + (rows - 1) * (two - one)  # the head's gradient, say, is there once
+    return keep_what_fits(activations, states, memory, compiled)
+
+
+def keep_what_fits(
+    activations: float, states: float, memory: float, compiled: bool
+) -> ActivationCheckpointing:
+    """What auto stands for where plain torch would keep `activations` bytes of a micro-batch."""
     needed = states + activations * (KEPT_COMPILED if compiled else 1)
     fits = needed <= SHARE_OF_MEMORY * memory
     return ActivationCheckpointing.none if fits else ActivationCheckpointing.selective

@@ -6,11 +6,11 @@ history, and sync.py makes a copy without them.
 """
 
 import html
-import logging
 import math
 import netrc
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from retnet.training.lines import read_lines
 
-log = logging.getLogger(__name__)
+PATIENCE = 60.0  # seconds that a run's end waits for wandb's server: it alone would for days
 
 
 class WandbMode(Enum):
@@ -83,9 +83,14 @@ class Sink(Protocol):
 
 
 def open_sinks(
-    folder: Path, config: LoggingConfig, run_name: str, resolved_config: dict[str, Any]
+    folder: Path,
+    config: LoggingConfig,
+    run_name: str,
+    resolved_config: dict[str, Any],
+    say: Callable[[str], None],
 ) -> list[Sink]:
-    """Those that `config` asks for; never asks anything.
+    """Those that `config` asks for; never asks anything. Without wandb's server a run begins all
+    the same, and `say` gets the reason.
 
     Raises:
         ValueError: wandb without a key on this machine, or tensorboard without its package.
@@ -93,9 +98,11 @@ def open_sinks(
     sinks: list[Sink] = []
     if config.tensorboard:
         sinks.append(Tensorboard(folder / "tensorboard"))
-    run = open_wandb(folder, config, run_name, resolved_config)
-    if run is not None:
-        sinks.append(Wandb(run, folder))
+    try:
+        if (run := open_wandb(folder, config, run_name, resolved_config)) is not None:
+            sinks.append(Wandb(run, folder))
+    except RuntimeError as error:
+        say(f"{error}; the files have all of the run, and retnet.training.sync sends it later")
     return sinks
 
 
@@ -148,14 +155,20 @@ class Wandb:
 
 
 def sent(folder: Path) -> int:
-    """The step up to which wandb's server has what the files say; 0 where it has nothing."""
+    """The step up to which wandb's server has what the files say; 0 where it has nothing, or
+    nobody knows."""
     file = folder / "wandb_sent"
-    return int(file.read_text()) if file.exists() else 0
+    words = file.read_text().strip() if file.exists() else ""
+    return int(words) if words.isdecimal() else 0
 
 
 def note_sent(folder: Path, step: int) -> None:
-    """The inverse of `sent`."""
-    (folder / "wandb_sent").write_text(f"{step}\n")
+    """The inverse of `sent`. On a full disk nobody knows any more: all is sent again some day."""
+    file = folder / "wandb_sent"
+    try:
+        file.write_text(f"{step}\n")
+    except OSError:
+        file.unlink(missing_ok=True)
 
 
 def _as_media(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -220,13 +233,19 @@ class Tensorboard:
 
 
 def open_wandb(
-    folder: Path, config: LoggingConfig, run_name: str, resolved_config: dict[str, Any]
+    folder: Path,
+    config: LoggingConfig,
+    run_name: str,
+    resolved_config: dict[str, Any],
+    patience: float = PATIENCE,
 ) -> Any | None:
     """wandb's run, or None; never asks anything. The run's id is kept in `folder`, so that a
-    resumed run goes on in the same place.
+    resumed run goes on in the same place. `patience`: seconds that its end may wait for the server
+    before it raises a TimeoutError; 0: as long as it takes.
 
     Raises:
         ValueError: logging.wandb is online and there is no key on this machine.
+        RuntimeError: wandb does not start, as without its server.
     """
     mode = config.wandb
     if mode is WandbMode.auto:
@@ -241,9 +260,9 @@ def open_wandb(
     import wandb
 
     id_file = folder / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:12])
     try:
+        if not id_file.exists() or not id_file.read_text():  # of a disk that was full
+            id_file.write_text(uuid.uuid4().hex[:12])
         run = wandb.init(
             project=config.wandb_project,
             entity=config.wandb_entity,
@@ -254,13 +273,12 @@ def open_wandb(
             dir=folder,
             config=resolved_config,
             mode=mode.value,
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(
+                silent=True, console="off", finish_timeout=patience, finish_timeout_raises=True
+            ),
         )
-    except wandb.errors.Error as error:
-        if config.wandb is not WandbMode.auto:
-            raise
-        log.warning("wandb is off, because it could not be reached: %s", error)
-        return None
+    except Exception as error:  # its server, its process, the disk
+        raise RuntimeError(f"wandb does not start: {' '.join(str(error).split())}") from error
     # Its own step may only grow, and a run that went back to a checkpoint comes by again.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
@@ -277,5 +295,5 @@ def is_logged_in() -> bool:
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return file.is_file() and netrc.netrc(file).authenticators(host) is not None
-    except netrc.NetrcParseError:
+    except (netrc.NetrcParseError, OSError):
         return False

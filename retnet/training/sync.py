@@ -30,6 +30,7 @@ def sync(folder: Path, *, fresh: bool = False, offline: bool = False) -> str:
 
     Raises:
         ValueError: there is no run in `folder`, it still runs, or wandb has no key here.
+        RuntimeError: wandb's server is not reached.
     """
     config = _config_of(folder)
     if not offline and not is_logged_in():
@@ -45,7 +46,7 @@ def sync(folder: Path, *, fresh: bool = False, offline: bool = False) -> str:
         wandb_project=keys.get("wandb_project", "retnet"),
         wandb_entity=keys.get("wandb_entity"),
     )
-    run = open_wandb(folder, logging, config.get("name", folder.name), config)
+    run = open_wandb(folder, logging, config.get("name", folder.name), config, patience=0.0)
     assert run is not None, "neither mode is off"
     sink, where = Wandb(run, folder), f"wandb's run {run.id} of {logging.wandb_project}"
     after = 0 if offline else sent(folder)
@@ -93,7 +94,7 @@ def main() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         sys.stdout.write(sync(given.folder, fresh=given.fresh, offline=given.offline) + "\n")
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
 

@@ -261,9 +261,10 @@ def test_a_run_goes_on_without_a_shard_and_its_events_say_so(
 ) -> None:
     gone = names(shelf)[1]
     place.put(gone, None)
-    given = {"data": "prepared", "data__path": place.address, "data__on_bad_shard": "quarantine"}
+    given = {"data": "prepared", "data__files": "null", "data__path": place.address}
     sizes = {"tokenizer__vocab_size": 1000, "model__vocab_size": 1024, "steps": 4}
     more = {"data__validation_bytes": 500, "data__shuffle_window": 8}
+    more |= {"data__on_bad_shard": "quarantine"}
     out = runs.finished(name="without", **given, **sizes, **more)
     events = [e for e in runs.events("without") if e["event"] == "quarantined"]
     assert events and {event["shard"] for event in events} == {gone}

@@ -64,6 +64,15 @@ def test_each_point_is_a_job_once(queue: Path) -> None:
     assert len((queue / "submitted").read_text().splitlines()) == 2
 
 
+def test_a_job_that_is_not_taken_ends_no_other(queue: Path) -> None:
+    once = '#!/bin/sh\n[ -e "$QUEUE/submitted" ] && { echo "QOSMax" >&2; exit 1; }\n'
+    (queue / "sbatch").write_text(SBATCH.replace("#!/bin/sh\n", once))
+    done = sweep(queue, "seed=1,2", "name=full")
+    assert done.returncode == 1 and not done.stderr, done.stdout + done.stderr
+    assert "seed-1: finished, validation loss 3.5" in done.stdout
+    assert "seed-2: failed: sbatch refused runs/full/seed-2/job.sh: QOSMax" in done.stdout
+
+
 def test_a_machine_without_a_scheduler_is_told(queue: Path) -> None:
     (queue / "sbatch").unlink()
     done = sweep(queue, "seed=1,2")

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from configs.explain import check_overrides
-from launch.sweep.launcher import is_sweep, run_sweep
+from launch.sweep.asked import Asked
+from launch.sweep.launcher import Processes, is_sweep, run_sweep
 from launch.sweep.points import lines_of
 from tests import forked
 from tests.conftest import ROOT, Runs
@@ -74,6 +75,22 @@ def test_what_is_no_sweep_is_told_before_anything_starts(case: str, tmp_path: Pa
 def test_a_named_sweep_holds_only_what_its_points_hear_of(file: Path) -> None:
     assert set(yaml.safe_load(file.read_text())) <= {"defaults", "name", "hydra"}
     assert check_overrides(["-m", f"sweep={file.stem}"]) is None
+
+
+def test_what_a_sweeper_writes_with_every_password_does_not_outlast_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    written = Path("runs/s/multirun.yaml")
+
+    def interrupted() -> None:
+        Processes.sweep.asked = Asked("s", {"seed"}, True)
+        written.parent.mkdir(parents=True)
+        written.write_text("data.files: s3://user:secret@store/a")
+        raise KeyboardInterrupt
+
+    assert run_sweep(interrupted, check_overrides) == 0 and not written.exists()
 
 
 def test_a_sweep_under_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,13 @@ def test_a_run_that_finished_with_fewer_steps_goes_on(tmp_path: Path) -> None:
     assert state_of(folder, 9) == "finished" and state_of(folder, 18) == "stopped"
 
 
+def test_a_run_that_was_killed_before_its_export_is_not_finished(tmp_path: Path) -> None:
+    """Killed once more after it had gone on from its last step."""
+    resumed = {"event": "resumed", "step": 9, "of": 9}
+    folder = written(tmp_path / "point", STARTED, {"event": "saved", "step": 9}, resumed)
+    assert state_of(folder, 9) == "killed"
+
+
 def test_a_run_that_hung_has_failed(tmp_path: Path) -> None:
     assert state_of(written(tmp_path / "point", STARTED, {"event": "hung"}), 9) == "failed"
 

@@ -41,4 +41,6 @@ def test_a_started_point_of_other_settings_is_refused_by_the_names_of_the_keys(
         Record(tmp_path).check(other)
     free = ["name=elsewhere", "steps=20", "logging.wandb=offline", "engine=zero0"]
     Record(tmp_path).check(point(tmp_path, "optimizer.weight_decay=0.1", *free, address))
+    with pytest.raises(ValueError, match=r"seed-1 holds a run that this sweep did not start"):
+        Record(tmp_path / "another").check(other)
     assert "secret" not in (tmp_path / "points.jsonl").read_text()

@@ -7,11 +7,13 @@ import math
 import os
 import signal
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from launch.lock import is_held
 from launch.stop import Stopped
 from launch.sweep.config import SweepConfig
 from launch.sweep.display import Display
@@ -135,6 +137,20 @@ def test_a_point_that_is_killed_starts_again_as_often_as_is_said(sweep: Sweep) -
     assert "killed: starts again, 1 of 1" in sweep.said
 
 
+def test_a_point_that_a_killed_sweep_had_just_started_is_waited_for(sweep: Sweep) -> None:
+    def start(point: Point, gpus: list[int]) -> Session:
+        sweep.start(point, gpus)
+        while not is_held(point.folder):
+            time.sleep(0.01)
+        return sweep.start(point, gpus)  # which is refused: the folder is in use
+
+    point = sweep.point("twice")
+    assert sweep.run([point], start=start, objective="no/such") == {"twice": "finished"}
+    assert "twice: still runs from before, and is waited for" in sweep.said
+    assert sweep.said[-1] == "twice: finished before, but its metrics.jsonl has no no/such"
+    assert events(point).count("started") == 1
+
+
 def test_a_point_that_is_worse_than_the_others_is_ended_and_stays_so(sweep: Sweep) -> None:
     """The others are written: they are at every step far better than a model can be."""
     point = sweep.point("worse", steps=100_000, evaluate_every=2)
@@ -145,14 +161,22 @@ def test_a_point_that_is_worse_than_the_others_is_ended_and_stays_so(sweep: Swee
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (other.folder / "metrics.jsonl").write_text(text)
         (other.folder / "events.jsonl").write_text('{"event": "finished", "step": 12}\n')
-    points = [*others, point]
-    states = sweep.run(points, prune_after=2)
+    assert set(sweep.run(others).values()) == {"finished"}
+    Record(sweep.folder).add_points(others, "")
+    states = sweep.run([point], prune_after=2)  # Optuna asks for a few at a time
     assert states["worse"] == "pruned" and events(point)[-1] == "stopped"
     record = Record(sweep.folder)
     assert record.pruned["worse"]["pruned"] >= 2
     value = point.value("pruned", "", record.pruned)
     assert math.isfinite(value) and value == record.pruned["worse"]["objective"]
-    assert sweep.run(points, prune_after=2) == states and sweep.started == []
+    assert sweep.run([point], prune_after=2) == states and sweep.started == []
+
+
+def test_a_point_that_cannot_be_started_ends_nothing(sweep: Sweep) -> None:
+    blocked, other = sweep.point("blocked"), sweep.point("other", steps=2)
+    blocked.folder.touch()
+    assert sweep.run([blocked, other], at_once=1) == {"blocked": "failed", "other": "finished"}
+    assert any(line.startswith("blocked: failed: [Errno 17]") for line in sweep.said)
 
 
 def test_the_last_words_of_a_point_are_its_own_and_not_its_launchers(tmp_path: Path) -> None:

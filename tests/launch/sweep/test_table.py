@@ -77,6 +77,9 @@ def test_the_command_prints_it_and_writes_csv_and_a_picture(
     assert float(lines[0]["optimizer.learning_rate"]) == 2e-05
     assert float(lines[1]["objective"]) == 4.5 and lines[2]["objective"] == ""
     assert Path("runs/s/sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["table", "runs/s"]) == 0
+    assert main(["table", "runs/s"]) == main(["table", f"{tmp_path}/runs/s/"]) == 0
     assert main(["table", "t"]) == 2
     assert "runs/t holds no sweep; there is runs/s" in capsys.readouterr().err
+    Path("runs/t").mkdir()
+    Path("runs/t/points.jsonl").touch()  # all that a full disk took
+    assert main(["table", "t"]) == 2

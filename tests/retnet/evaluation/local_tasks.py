@@ -20,6 +20,14 @@ TASKS = {
         generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
         metric_list: [{metric: exact_match}]
     """,
+    "after_examples": """
+        output_type: loglikelihood
+        doc_to_text: "{{text}}"
+        doc_to_target: " {{choices[answer]}}"
+        num_fewshot: 2
+        fewshot_split: test
+        metric_list: [{metric: perplexity}]
+    """,
     "reading": """
         output_type: loglikelihood_rolling
         doc_to_text: ""

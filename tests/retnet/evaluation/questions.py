@@ -18,7 +18,7 @@ VOCABULARY = 3 + 256
 class Letters:
     """A token for each byte."""
 
-    bos_id, eos_id = 1, 2
+    bos_id, eos_id, vocab_size = 1, 2, VOCABULARY
 
     def encode(self, text: str) -> list[int]:
         return [3 + byte for byte in text.encode()]

@@ -88,5 +88,5 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     done = forked.run(*command, folder=tmp_path, timeout=100)
     assert done.returncode == 0, done.stderr
     _, short, long = map(int, done.stdout.split())
-    at_once = 3456 * 512 * 4  # bytes of what goes from one layer to the next, for the other tokens
-    assert long - short < at_once / 2, (short, long)
+    # Read at once, the other tokens take 77 MB more; the allocator gives or takes a few.
+    assert long - short < 16 * 2**20, (short, long)

@@ -47,6 +47,13 @@ def test_nothing_follows_the_end_of_a_document() -> None:
         )
 
 
+def test_a_padded_vocabulary_writes_what_the_tokenizer_knows() -> None:
+    model = build_model("retnet", vocab_size=4 * VOCABULARY)
+    drawn = (1.0, 1.0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert max(generate(asked_of(model), "ab", 20, *drawn)) < VOCABULARY
+
+
 @pytest.mark.parametrize("top_p", [0.3, 0.75, 1.0])
 def test_only_the_likeliest_tokens_are_drawn_as_often_as_they_should_be(top_p: float) -> None:
     chances = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2])
@@ -61,3 +68,9 @@ def test_only_the_likeliest_tokens_are_drawn_as_often_as_they_should_be(top_p: f
 
 def test_without_temperature_the_likeliest_is_taken() -> None:
     assert choose(torch.tensor([0.1, 3.0, 2.9]), 0.0, 0.1, None) == 1
+
+
+def test_logits_that_overflowed_end_no_run() -> None:
+    drawn = (0.8, 0.95, torch.Generator().manual_seed(0))
+    for odd in (float("nan"), float("inf")):
+        assert choose(torch.tensor([0.1, odd, odd]), *drawn) == 1

@@ -1,6 +1,7 @@
 """The laws of generation: what is generated is what full passes over the text would choose,
 whatever the padding, the beams, the pieces and the caller."""
 
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -17,7 +18,8 @@ from transformers import (
     pipeline,
 )
 
-from tests.retnet.models.small_model import PLAIN_PIECES, build_model
+from retnet.models.generate import sample
+from tests.retnet.models.small_model import PLAIN_PIECES, VOCABULARY, build_model
 
 SETTINGS = dict(max_new_tokens=6, eos_token_id=None, pad_token_id=0)
 PROMPTS = ("    def decode(self", "return")
@@ -227,3 +229,13 @@ def test_scores_of_a_recurrent_decoding_are_refused_at_the_door(model, given):
     asked = dict(output_attentions=True) if given == "argument" else {}
     with pytest.raises(ValueError, match="config.output_attentions=False"):
         model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, **asked)
+
+
+def test_a_sample_of_a_padded_vocabulary_has_the_known_tokens_alone(tmp_path: Path) -> None:
+    build_model("retnet").save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    drawn = sample(tmp_path, [1], 30, seed=3, known=PLAIN_PIECES)
+    assert max(drawn) < PLAIN_PIECES
+    assert sample(tmp_path, [1], 30, seed=3, known=PLAIN_PIECES) == drawn
+    assert max(sample(tmp_path, [1], 30, seed=3, known=VOCABULARY)) >= PLAIN_PIECES
+    assert torch.equal(torch.get_rng_state(), before)

@@ -101,6 +101,17 @@ def test_a_trouble_is_shown_until_it_is_well_again() -> None:
     assert shown() == []
 
 
+def test_a_narrow_terminal_cuts_the_name_and_not_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console = Console(io.StringIO(), total_steps=1_000_000, run_name="sweep-learning_rate/seed-17")
+    console.start(0)
+    console.show(123_456, {"loss": float("nan")})
+    with console._rich.capture() as captured:
+        console._rich.print(console._draw())
+    first, second, *_ = captured.get().splitlines()
+    assert "step 123456 of 1000000" in first and second.strip() == "loss nan"
+
+
 def test_numbers_that_are_not_shown_make_no_line() -> None:
     stream = io.StringIO()
     console = Console(stream, total_steps=10, run_name="run7")

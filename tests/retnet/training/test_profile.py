@@ -92,6 +92,16 @@ def test_a_run_that_comes_by_later_traces_what_is_left(tmp_path: Path) -> None:
     assert (file.name[:13], _steps_in(file)) == ("step-00000003", [4])
 
 
+def test_a_trace_ends_where_the_run_goes_back_to_older_weights(tmp_path: Path) -> None:
+    """Else it would grow, in the host's memory, until the run is there again."""
+    with _profiler(tmp_path, ProfileConfig(steps=3)) as profiler:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        for step in (5, 6, 2, 3, 4, 5):
+            _step(profiler, step)
+    (file,) = (tmp_path / "profile").iterdir()
+    assert (file.name[:13], _steps_in(file)) == ("step-00000005", [6, 7])
+
+
 def test_a_place_that_takes_no_trace_costs_the_trace_alone(tmp_path: Path) -> None:
     (tmp_path / "profile").touch()
     with _profiler(tmp_path, ProfileConfig(at=[0, 1])) as profiler:

@@ -1,6 +1,7 @@
 """wandb and tensorboard show what the files say, through resumes and spells without them."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ class Server:
         return [line["step"] for line in self.lines]
 
 
-def _open(folder: Path, config: LoggingConfig = OFF) -> Metrics:
+def _open(
+    folder: Path, config: LoggingConfig = OFF, console: io.StringIO | None = None
+) -> Metrics:
     return Metrics(
         folder,
         config,
-        console=io.StringIO(),
+        console=console or io.StringIO(),
         total_steps=20,
         run_name="run7",
         resolved_config={"seed": 1},
@@ -117,6 +120,27 @@ def test_what_a_killed_session_sent_comes_again(tmp_path: Path) -> None:
     assert _reach(tmp_path, 6, 6).steps == [3, 4, 5, 6]
 
 
+def test_where_nobody_knows_what_was_sent_all_of_it_is(tmp_path: Path) -> None:
+    _train(tmp_path, 1, 2)
+    (tmp_path / "wandb_sent").touch()  # of a disk that was full
+    assert _reach(tmp_path, 3, 3).steps == [1, 2, 3] and sent(tmp_path) == 3
+
+
+@pytest.mark.parametrize("mode", [WandbMode.auto, WandbMode.online])
+def test_a_run_begins_without_wandbs_server_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: WandbMode
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the port of discard
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    console = io.StringIO()
+    with _open(tmp_path, LoggingConfig(wandb=mode), console) as metrics:
+        metrics.resume_at(0)
+        metrics.log(1, {"loss": 1.0})
+    assert re.match("wandb does not start: .* sends it later\nstep ", console.getvalue())
+    assert not (tmp_path / "wandb_sent").exists()
+
+
 def test_a_return_within_a_session_sends_nothing_twice(tmp_path: Path) -> None:
     server = Server()
     with _open(tmp_path) as metrics:
@@ -172,7 +196,7 @@ def test_wandb_is_off_without_a_key_and_online_says_what_to_do(
         metrics.resume_at(0)
         metrics.log(1, {"loss": 1.0})
     names = sorted(path.name for path in (tmp_path / "auto").iterdir())
-    assert names == ["events.jsonl", "metrics.jsonl"]
+    assert names == ["evaluations.jsonl", "events.jsonl", "metrics.jsonl"]
     with pytest.raises(ValueError, match="logging.wandb is online.*wandb login"):
         _open(tmp_path / "online", LoggingConfig(wandb=WandbMode.online))
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
