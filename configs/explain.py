@@ -183,7 +183,7 @@ def explain(error: Exception) -> str:
         cause = cause.__cause__
     key = getattr(cause, "full_key", None)
     message = first_line(getattr(cause, "msg", None) or cause)
-    if re.fullmatch(r"Key '.*' (is )?not in .*", message):
+    if key and re.fullmatch(r"Key '.*' (is )?not in .*", message):
         return f"there is no key {key}"
     message = re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", message)
     return f"{key}: {message}" if key and not message.startswith(key) else message

@@ -139,10 +139,8 @@ def _check_defaults(file: Path, node: yaml.Node) -> None:
 
 def _check_other(file: Path, place: Place, entry: str) -> None:
     """Another file that is taken in whole."""
-    there = (
-        (names.FOLDER / f"{entry[1:]}.yaml") if entry[0] == "/" else file.parent / f"{entry}.yaml"
-    )
-    if entry in ("_self_", "schema") or there.is_file():
+    beside = names.FOLDER if entry.startswith("/") else file.parent
+    if entry in ("_self_", "schema") or (beside / f"{entry.lstrip('/')}.yaml").is_file():
         return
     option = option_of(entry) or "model=..."
     raise ValueError(

@@ -11,6 +11,8 @@ import yaml
 
 from configs import names
 from configs.explain import check_overrides
+from configs.files import check_file
+from configs.names import config_groups
 from configs.schema import as_dict
 from tests import mistakes
 from tests.mistakes import CONTRADICTIONS, FILES, TYPED, Mistake
@@ -91,6 +93,13 @@ def experiments(tmp_path_factory) -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(names, "FOLDER", copied)
         yield made
+
+
+def test_nothing_is_wrong_with_the_files_that_are_here():
+    check_file(names.FOLDER / "train.yaml", "")
+    for group, options in config_groups().items():
+        for option in options:
+            check_file(names.FOLDER / group / f"{option}.yaml", group)
 
 
 def test_a_mistake_in_an_option_that_an_experiment_chooses_is_named_with_its_file(experiments):

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     write_csv(table, written)
     files = [written]
     if any(row.loss is not None for row in table):
-        from retnet.report.sweep import sweep_picture  # takes a second, for matplotlib
+        from retnet.report.sweep import sweep_picture  # seconds, in which the table is read
 
         files.append(folder / "sweep.png")
         sweep_picture([(row.swept, folder / row.point, row.objective) for row in table], files[-1])

@@ -43,7 +43,7 @@ def sweep(queue: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return forked.run(*command, folder=queue / "output", cwd=queue, env=env, timeout=120)
 
 
-def test_each_point_is_a_job_once(queue: Path) -> None:
+def test_each_point_is_a_job_once_and_one_that_is_not_taken_ends_no_other(queue: Path) -> None:
     done = sweep(queue, "optimizer.learning_rate=1e-3,2e-3", "name=jobs")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "learning_rate-0.001: finished, validation loss 3.5" in done.stdout
@@ -59,18 +59,12 @@ def test_each_point_is_a_job_once(queue: Path) -> None:
     checker = str(Path(sys.executable).with_name("shellcheck"))
     checked = subprocess.run([checker, str(script)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
-    again = sweep(queue, "optimizer.learning_rate=1e-3,2e-3", "name=jobs")
-    assert again.returncode == 0 and "learning_rate-0.002: finished before" in again.stdout
-    assert len((queue / "submitted").read_text().splitlines()) == 2
-
-
-def test_a_job_that_is_not_taken_ends_no_other(queue: Path) -> None:
-    once = '#!/bin/sh\n[ -e "$QUEUE/submitted" ] && { echo "QOSMax" >&2; exit 1; }\n'
-    (queue / "sbatch").write_text(SBATCH.replace("#!/bin/sh\n", once))
-    done = sweep(queue, "seed=1,2", "name=full")
-    assert done.returncode == 1 and not done.stderr, done.stdout + done.stderr
-    assert "seed-1: finished, validation loss 3.5" in done.stdout
-    assert "seed-2: failed: sbatch refused runs/full/seed-2/job.sh: QOSMax" in done.stdout
+    (queue / "sbatch").write_text("#!/bin/sh\necho QOSMaxSubmitJob >&2\nexit 1\n")
+    again = sweep(queue, "optimizer.learning_rate=3e-3,2e-3", "name=jobs")
+    assert "learning_rate-0.002: finished before" in again.stdout, again.stdout + again.stderr
+    refused = "sbatch refused runs/jobs/learning_rate-0.003/job.sh: QOSMaxSubmitJob"
+    assert f"learning_rate-0.003: failed: {refused}" in again.stdout
+    assert again.returncode == 1 and not again.stderr
 
 
 def test_a_machine_without_a_scheduler_is_told(queue: Path) -> None:

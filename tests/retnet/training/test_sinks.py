@@ -45,9 +45,7 @@ class Server:
         return [line["step"] for line in self.lines]
 
 
-def _open(
-    folder: Path, config: LoggingConfig = OFF, console: io.StringIO | None = None
-) -> Metrics:
+def _open(folder: Path, config: LoggingConfig = OFF, console: io.StringIO | None = None) -> Metrics:
     return Metrics(
         folder,
         config,
