@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -19,6 +20,7 @@ from contextlib import closing, nullcontext
 import hydra
 from omegaconf import DictConfig
 
+from configs.command_line import in_order
 from configs.explain import check_overrides
 from configs.manual import manual
 from configs.schema import Config, plain
@@ -48,6 +50,7 @@ from retnet.assembly import (
 )
 from retnet.planning import planned, text
 from retnet.session import evaluate, finish, kinds_due, resume_or_begin, roll_back, save, tell
+from retnet.training.checkpoint import LoadError
 from retnet.training.compile import rehearse
 from retnet.training.evaluate import PURE
 from retnet.training.rollback import struck_out
@@ -59,7 +62,7 @@ from retnet.training.step import NonFiniteError, train_step
 from retnet.training.unread import UnreadSteps
 
 DIVERGED = (NonFiniteError,)
-PLAIN = (BadShard, StoreError, SaveError)
+PLAIN = (BadShard, StoreError, SaveError, LoadError)
 "Faults of the machine whose sentence says all."
 
 
@@ -67,13 +70,13 @@ def train(config: Config, terminal: Terminal, stop: StopRequest) -> None:
     """The run: begins or goes on, trains to its last step or until asked to stop, and reports."""
     world = join_world(config.limits.interface)
     check_shared(world, config.folder)
+    tasks = open_questions(config, world)  # first: a wrong name is not to wait for the data
     with (
         open_metrics(config, world, terminal) as metrics,
         open_profiler(config, world, metrics) as profiler,
         closing(open_rows(config, world)) as loader,
         open_watchdog(config, world, terminal) as dog,
     ):
-        tasks = open_questions(config, world)
         engine, compiles, words = build(config, world, loader)
         copies = open_copies(config, world)
         unread = UnreadSteps(engine, metrics, config.stability, config.logging.straggler)
@@ -179,7 +182,7 @@ def take_step(run: Run, state: TrainState, batches: list[Batch]) -> None:
 def main(composed: DictConfig) -> None:
     """Hydra's part: from the composed config to a plain one; below here nothing knows Hydra."""
     config, rank = plain(composed), launched.rank()
-    os.umask(os.umask(0o77) | 0o022)  # nobody else writes here, whatever the shell allows
+    del sys.argv[1:]  # wandb keeps it; the config is the same without passwords
     terminal = claim_terminal(config.folder / "logs" / f"rank-{rank}.log", speaks=rank == 0)
     leave_early = exits.leaving(terminal, config.folder, rank)
     with (
@@ -193,10 +196,14 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(os.umask(0o77) | 0o022)  # nobody else writes here, whatever the shell allows
     gc.freeze()  # what the imports made stays: no walk over it in the loop, the workers or at exit
-    sys.argv[1:] = arguments = launched.without_local_rank(sys.argv[1:])
+    sys.argv[1:] = arguments = in_order(launched.without_local_rank(sys.argv[1:]))
     try:
         read_environment()
+    except ValueError as error:  # this machine's alone: rank 0 may be on another
+        refuse(f"{socket.gethostname()}: {error}", launched.local_rank(), exits.USER_ERROR)
+    try:
         if {"-h", "--help"} & set(arguments):
             sys.stdout.write(manual([word for word in arguments if not word.startswith("-")]))
             sys.exit()

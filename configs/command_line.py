@@ -68,10 +68,24 @@ def split(arguments: list[str]) -> CommandLine:
             said = f"{name} {value}".strip()
             raise ValueError(f"{said}: needed one of {', '.join(SHOWS)}, as --cfg job")
     for index, (before, after) in enumerate(pairwise(overrides)):
-        if after.startswith("=") or (before.endswith(("=", ",")) and "=" not in after):
+        cut = "=" in before and before.endswith(("=", ",")) and "=" not in after
+        if after.startswith("=") or cut:
             words = overrides[index : index + (3 if after == "=" else 2)]
             raise ValueError(f"{' '.join(words)}: written without spaces, as {''.join(words)}")
     return CommandLine(overrides, flags)
+
+
+def in_order(arguments: list[str]) -> list[str]:
+    """The same words with the flags behind the overrides: Hydra takes no override behind a flag
+    that comes after another override."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        (flags if word.startswith("-") else overrides).append(word)
+        if word in WITH_VALUE:
+            flags += [value for value in (next(words, None),) if value is not None]
+    return arguments if set(flags) & ASK_HYDRA else overrides + flags
 
 
 def _unknown_flag(word: str, after: str) -> str:
@@ -95,6 +109,9 @@ def parse(text: str) -> Override:
     key, equals, value = text.partition("=")
     if not text.strip():
         raise ValueError("a word of the command is empty: an override is written key=value")
+    if equals and key.strip() and key != key.strip():
+        words = f"{key.strip()}={value.strip()}"
+        raise ValueError(f"{shown(text)}: written without spaces, as {shown(words)}")
     if equals and value.startswith("=") and key:
         raise ValueError(f"{shown(text)}: one = is enough, as {key}={value.lstrip('=') or '...'}")
     if equals and not key.strip("+~ "):
@@ -104,16 +121,25 @@ def parse(text: str) -> Override:
     except HydraException as error:
         if not equals:
             raise ValueError(_no_override(text)) from error
-        if not re.fullmatch(r"[+~]*[\w-]+([./@][\w-]+)*", key):
+        if not re.fullmatch(r"[+~]*[\w-]+([./@][\w-]+)*", key, re.ASCII):
             raise ValueError(_odd_key(key, value)) from error
         if sum(map(value.count, "[{(")) != sum(map(value.count, ")}]")):
             raise ValueError(
                 f"{shown(text)}: a bracket is not closed, as where the shell cuts at a space; put "
                 f"the whole override in quotes, as '{key}=...'"
             ) from error
+        if any(value.count(quote) % 2 for quote in ("'", '"')):
+            raise ValueError(f"{shown(text)}: a quote is not closed") from error
+        if value.endswith(","):
+            as_meant = f"{key}={value.rstrip(', ')}"
+            raise ValueError(f"{shown(text)}: write no comma at the end, as {as_meant}") from error
+        if re.search(r"[^\[{(\s]+\s+[+~]*[\w./]+=", value):
+            raise ValueError(
+                f"{shown(text)}: several overrides in one word; leave out the quotes around them"
+            ) from error
         raise ValueError(
-            f"{shown(text)}: a value with brackets, braces, commas or spaces is written in two "
-            f"""kinds of quotes, as '{key}="{shown(value)}"'"""
+            f"{shown(text)}: a value with brackets, commas, spaces or signs beyond a-z is written "
+            f"""in two kinds of quotes, as '{key}="{shown(value)}"'"""
         ) from error
     if not equals and not override.is_delete():
         raise ValueError(_no_override(text))

@@ -26,7 +26,7 @@ from configs.command_line import ASK_HYDRA, MULTIRUN, parse, raw, split
 from configs.files import check_files
 from configs.names import LAUNCHER, config_groups, did_you_mean, key_types, unknown_key
 from configs.schema import Config, plain
-from configs.values import check_option, check_value, shown
+from configs.values import MAY_BE_LEFT_OUT, check_option, check_value, shown
 
 LEFT_TO_THE_USER = re.compile(r"^(\w+): \?\?\?", re.MULTILINE)
 
@@ -93,8 +93,11 @@ def check_override(override: Override, sweeps: bool) -> None:
     groups, kinds = config_groups(), key_types()
     if key not in groups and key not in kinds:
         raise ValueError(unknown_key(key))
-    if override.is_delete() and key not in groups:
-        raise ValueError(f"~{key}: a key cannot be taken away; give it another value, as {key}=...")
+    if override.is_delete() and key not in MAY_BE_LEFT_OUT:
+        what, other = ("group", "option") if key in groups else ("key", "value")
+        raise ValueError(
+            f"~{key}: a {what} cannot be taken away; give it another {other}, as {key}=..."
+        )
     if override.is_add() and not override.is_force_add():
         raise ValueError(f"+{key}=...: {key} is there already; leave out the +")
     if not sweeps and (override.is_sweep_override() or (key == "sweep" and override.value())):
@@ -170,7 +173,9 @@ def first_of(override: Override) -> str:
     """The override as text, with the first value where it is a sweep."""
     if not override.is_sweep_override():
         return override.input_line
-    value = next(iter(values_of(override)))
+    value = next(iter(values_of(override)), override)
+    if value is override:
+        raise ValueError(f"{override.input_line}: there is no value in it")
     return f"{override.get_key_element()}={Override._get_value_element_as_str(value)}"
 
 
@@ -185,6 +190,8 @@ def explain(error: Exception) -> str:
     message = first_line(getattr(cause, "msg", None) or cause)
     if key and re.fullmatch(r"Key '.*' (is )?not in .*", message):
         return f"there is no key {key}"
+    if message.endswith(f"missing mandatory value: {key}"):
+        return f"{key}=???: needed a value, and ??? stands for none"
     message = re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", message)
     return f"{key}: {message}" if key and not message.startswith(key) else message
 

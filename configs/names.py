@@ -17,7 +17,10 @@ from launch.sweep.config import SweepConfig
 
 FOLDER = Path(__file__).parent
 LAUNCHER = "hydra.launcher"
-DEVICES = {"gpus", "num_gpus", "n_gpus", "ngpus", "num_nodes", "nnodes", "nodes", "world_size"}
+DEVICES = {
+    *("gpus", "num_gpus", "n_gpus", "ngpus", "devices", "num_devices", "accelerator"),
+    *("num_nodes", "nnodes", "nodes", "nproc_per_node", "world_size"),
+}
 RESUMES = {"resume", "resume_from", "resume_from_checkpoint", "load_step", "auto_resume"}
 ELSEWHERE = {
     # what people type who come from another framework, or in a hurry -> ours
@@ -30,23 +33,36 @@ ELSEWHERE = {
     "max_grad_norm": "optimizer.gradient_clipping",
     "betas": "optimizer.beta1",
     "warmup": "schedule.warmup_steps",
+    "warmup_ratio": "schedule.warmup_steps",
     "min_lr": "schedule.final_fraction",
     "batch_size": "global_batch_size",
     "batch": "global_batch_size",
+    "batchsize": "global_batch_size",
     "bs": "global_batch_size",
     "train_batch_size": "global_batch_size",
     "local_batch_size": "micro_batch_size",
     "train_micro_batch_size_per_gpu": "micro_batch_size",
     "gradient_accumulation_steps": "micro_batch_size",
+    "accumulate_grad_batches": "micro_batch_size",
+    "grad_accum": "micro_batch_size",
+    "tokens_per_step": "global_batch_size",
+    "per_device_train_batch_size": "micro_batch_size",
     "seq_len": "sequence_length",
     "seq_length": "sequence_length",
     "context_length": "sequence_length",
     "max_seq_len": "sequence_length",
+    "max_seq_length": "sequence_length",
+    "max_length": "sequence_length",
+    "block_size": "sequence_length",
     "max_steps": "steps",
     "num_steps": "steps",
     "train_iters": "steps",
     "iterations": "steps",
+    "total_steps": "steps",
     "epochs": "steps",
+    "max_epochs": "steps",
+    "num_epochs": "steps",
+    "num_train_epochs": "steps",
     "d_model": "model.hidden_size",
     "n_embd": "model.hidden_size",
     "dim": "model.hidden_size",
@@ -58,17 +74,25 @@ ELSEWHERE = {
     "head_dim": "model.num_heads",
     "key_dim": "model.num_heads",
     "ffn_dim": "model.intermediate_size",
+    "vocab": "model.vocab_size",
+    "weight_tying": "model.tie_word_embeddings",
     "precision": "engine.dtype",
+    "mixed_precision": "engine.dtype",
     "bf16": "engine.dtype",
     "fp16": "engine.dtype",
     "zero": "engine.stage",
     "zero_stage": "engine.stage",
     "cpu_offload": "engine.offload_optimizer",
+    "fsdp": "engine",
+    "gradient_checkpointing": "engine.activation_checkpointing",
     "output_dir": "name",
+    "save_dir": "name",
+    "out_dir": "name",
     "run_name": "name",
     "dataset": "data.dataset",
     "save_steps": "save_every",
     "save_interval": "save_every",
+    "checkpoint_interval": "save_every",
     "eval_steps": "evaluate_every",
     "eval_interval": "evaluate_every",
     "logging_steps": "log_every",
@@ -149,7 +173,7 @@ def unknown_key(word: str) -> str:
     if word in DEVICES:
         return (
             f"there is no key {word}: how many devices a run has is its launcher's to say, as "
-            "deepspeed --num_gpus 8 train.py ..."
+            "deepspeed --num_gpus 8 train.py ..., and a plan's are plan.devices=8"
         )
     if word in RESUMES:
         return (
@@ -162,8 +186,8 @@ def unknown_key(word: str) -> str:
         return f"there is no key {word}; did you mean {found}?"
     group = closest(word.partition(".")[0], groups)
     rest = word.partition(".")[2]
-    if group and rest:
-        return f"there is no key {word}; {group} has {listed(fields_of(group))}"
+    if rest and (inside := fields_of(group or "")):
+        return f"there is no key {word}; {group} has {listed(inside)}"
     return f"there is no key {word}; see --help"
 
 
@@ -196,23 +220,27 @@ def fields_of(section: str) -> set[str]:
 
 
 def closest_key(word: str, known: Collection[str]) -> str | None:
-    """The key of `known` that `word` was probably meant to be: the same but for its case, the same
-    last part in another section, close in its letters, another framework's word, close within its
-    section, or close in its last part."""
+    """The key of `known` that `word` was probably meant to be: the same but for its case, above it
+    (a key has no keys of its own), the same last part in another section, another framework's word,
+    close in its letters, close within its section, or close in its last part."""
     small = word.lower().replace("-", "_")
     if small in known:
         return small
+    sections = {key.rpartition(".")[0] for key in known if "." in key}
+    known = {key for key in known if key not in sections or not small.startswith(f"{key}.")}
+    if above := [key for key in known if small.startswith(f"{key}.")]:
+        return above[0]
     section, _, last = small.rpartition(".")
     by_last = [key for key in sorted(known) if key.rpartition(".")[2] == last]
     if by_last:  # another section's key, or the section left out or misspelt
-        sections = [key.rpartition(".")[0] for key in by_last if "." in key]
-        if last in known and not get_close_matches(section, sections, n=1):
+        around = [key.rpartition(".")[0] for key in by_last if "." in key]
+        if last in known and not get_close_matches(section, around, n=1):
             return last
         return max(by_last, key=lambda key: SequenceMatcher(None, key, small).ratio())
-    if close := get_close_matches(small, known, n=1, cutoff=0.87):
-        return close[0]
     if elsewhere := ELSEWHERE.get(last):
         return elsewhere
+    if close := get_close_matches(small, known, n=1, cutoff=0.87):
+        return close[0]
     if "." in small:
         head, tail = small.split(".", 1)
         heads = get_close_matches(head, {key.split(".")[0] for key in known if "." in key}, n=1)

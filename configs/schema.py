@@ -118,6 +118,7 @@ class Config:
         check_ranks(self.data, self.global_batch_size, self.micro_batch_size, world_size)
         check_presence(self.data, self.tokenizer)
         _check_folder(self.folder)
+        _check_place(Path(self.data.cache).expanduser(), "data.cache")
         earlier = self.folder / "config.yaml"
         if not earlier.exists() or not any((self.folder / "checkpoints").glob("step-*")):
             return
@@ -154,15 +155,24 @@ class Config:
 
 def _check_folder(folder: Path) -> None:
     """Raises ValueError where a run cannot have this folder."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"{there} is a file, and the run needs a folder there; give another name=")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} may not be written to by this user; the run's folder goes there")
+    _check_place(folder, "name")
     if (folder / "points.jsonl").exists():
         raise ValueError(
             f"{folder} holds a sweep, whose points are runs; give another name=, or go on with a "
             f"point of it, as name={folder.relative_to('runs')}/POINT"
+        )
+
+
+def _check_place(folder: Path, key: str) -> None:
+    """Raises ValueError where a folder that `key` names can neither be there nor be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"{there} is a file, and the run needs a folder there; give another {key}="
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{there} may not be written to by this user, and the run needs to; give another {key}="
         )
 
 

@@ -15,9 +15,12 @@ from configs.names import closest, config_groups, did_you_mean, listed, meaning
 
 SAME = {
     # other words for our options
-    **{"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"},
-    **{"true": "on", "yes": "on", "false": "off", "no": "off", "disabled": "off", "full": "block"},
+    **dict.fromkeys(("fp16", "half"), ["float16"]),
+    **{"bf16": ["bfloat16"], "fp32": ["float32"], "full": ["block"]},
+    **dict.fromkeys(("true", "yes"), ["on", "online"]),
+    **dict.fromkeys(("false", "no", "disabled"), ["off", "none"]),
 }
+MAY_BE_LEFT_OUT = ("experiment", "sweep")
 BOOLEANS = {"true", "false", "yes", "no", "on", "off", "y", "n", "1", "0"}
 UNITS = {"k": 1_000, "m": 1_000_000, "g": 10**9, "b": 10**9, "ki": 2**10, "mi": 2**20}
 WITH_UNIT = re.compile(r"(?P<number>[\d_]*\.?\d+)\s*(?P<unit>[A-Za-z%]+)")
@@ -56,7 +59,7 @@ def check_value(key: str, kind: Any, value: Any) -> None:
 def check_option(group: str, value: object) -> None:
     """Raises ValueError where a group has no such option."""
     options = config_groups()[group]
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         for each in value:
             check_option(group, each)
         return
@@ -64,13 +67,13 @@ def check_option(group: str, value: object) -> None:
         raise ValueError(f"{group}={shown(value)}: set its keys one by one, as {group}.key=value")
     if isinstance(value, QuotedString):
         value = value.text
+    if value in (None, "", []):
+        instead = f"needed one of {listed(options)}"
+        if group in MAY_BE_LEFT_OUT:
+            instead = f"to leave it out, write '~{group}'"
+        raise ValueError(f"{group}={shown(value)}: {instead}")
     if value in options:
         return
-    if value is None:
-        instead = f"needed one of {listed(options)}"
-        if group in ("experiment", "sweep"):
-            instead = f"to leave it out, write '~{group}'"
-        raise ValueError(f"{group}=null: {instead}")
     if group == "plan" and not (isinstance(value, str) and closest(value, options)):
         raise ValueError(
             f"plan={shown(value)}: plan= names a machine, as plan=h200_8; to see what a run would "
@@ -108,26 +111,34 @@ def _check_option(key: str, kind: type[Enum], value: Any) -> None:
     names = [option.name for option in kind]
     if value not in names:
         word = str(value).lower()
-        close = SAME.get(word) if SAME.get(word) in names else closest(word, names)
-        end = f"; did you mean {close}?" if close else ""
+        close = next((each for each in SAME.get(word, ()) if each in names), closest(word, names))
+        end = _option_of(key, value) or (f"; did you mean {close}?" if close else "")
         if isinstance(value, bool) and close:  # YAML takes on and off for true and false
             end = f"""; did you mean {close}? In YAML it stands in quotes, as "{close}\""""
         raise ValueError(f"{key}={shown(value)}: needed one of {', '.join(names)}{end}")
 
 
+def _option_of(key: str, value: Any) -> str:
+    """The end of a sentence where the value is an option of the key's group."""
+    group = key.partition(".")[0]
+    is_option = str(value) in config_groups().get(group, ())
+    return f"; did you mean {group}={value}?" if is_option else ""
+
+
 def _check_whole(key: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{key}={shown(value)}: needed {NEEDED[int]}{_hint(key)}")
-    if isinstance(value, int):
-        return
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML takes it for text
     if isinstance(value, float):
         whole = math.isfinite(value) and value == int(value)
         end = f"; written out it is {key}={int(value)}" if whole else _hint(key)
         raise ValueError(f"{key}={value}: needed a whole number, without point or exponent{end}")
-    if not re.fullmatch(r"[+-]?\d+(_\d+)*", value.strip()):
-        raise ValueError(f"{key}={value}: needed {NEEDED[int]}{_unit(key, value, whole=True)}")
+    if not re.fullmatch(r"[+-]?\d+(_\d+)*", str(value).strip()):
+        end = _option_of(key, value) or _unit(key, value, whole=True)
+        raise ValueError(f"{key}={value}: needed {NEEDED[int]}{end}")
+    if abs(int(value)) >= 2**63:
+        raise ValueError(f"{key}={value}: needed {NEEDED[int]} below 2^63{_hint(key)}")
 
 
 def _check_number(key: str, value: Any) -> None:
@@ -168,10 +179,11 @@ def _unit(key: str, value: str, *, whole: bool) -> str:
     if not (found := WITH_UNIT.fullmatch(text)):
         return _hint(key)
     number = float(found["number"].replace("_", ""))
-    factor = UNITS.get(found["unit"].lower())
+    unit = found["unit"].lower()
+    factor = UNITS.get(unit) or UNITS.get(unit.removesuffix("b"))
     if whole and factor and number * factor == int(number * factor):
-        return f" without a unit, as {key}={int(number * factor)}"
-    if found["unit"] == "%":
+        return f" without a unit, as {key}={int(number * factor)}{_hint(key)}"
+    if found["unit"] == "%" and not whole:
         return f", a share and not percent, as {key}={number / 100:g}"
     return f" without a unit{_hint(key)}"
 

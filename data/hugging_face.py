@@ -169,6 +169,11 @@ class DatasetSource:
                 f"data.dataset={self._name} was not found: set it to a hub name, a folder or one "
                 f"of {', '.join(LOCAL_BUILDERS)} with data.data_files ({error})"
             ) from error
+        except StopIteration as error:  # it looks into the first file, and says no more
+            raise StoreError(
+                f"data.data_files: nothing could be read of the first of {len(self._files)}: check "
+                "its address and the network"
+            ) from error
         except ValueError as error:
             raise ValueError(
                 f"data.dataset={self._name} cannot be opened with data.subset={self._subset} and "

@@ -3,6 +3,7 @@ machine alone, and nothing is read to its end. Not here: what is in them, which 
 """
 
 import glob
+import itertools
 import os
 from pathlib import Path
 
@@ -34,13 +35,7 @@ def _check_source(source: SourceConfig) -> None:
     if source.kind is SourceKind.files:
         has_files(source.files)
     elif source.kind is SourceKind.dataset and source.dataset in LOCAL_BUILDERS:
-        for pattern in source.data_files:
-            if "://" in pattern:
-                continue
-            found = next(glob.iglob(str(Path(pattern).expanduser()), recursive=True), None)
-            if found is None:
-                raise ValueError(f"data.data_files has {pattern}, which matches no file")
-            _check_readable(Path(found), "data.data_files")
+        _check_data_files(source.data_files)
     elif source.kind is SourceKind.prepared and "://" not in source.path:
         folder = Path(source.path).expanduser()
         if not (folder / NAME).is_file():
@@ -50,6 +45,21 @@ def _check_source(source: SourceConfig) -> None:
                 "wrote, which ends with its index"
             )
         _check_readable(folder / NAME, "data.path")
+
+
+def _check_data_files(patterns: list[str]) -> None:
+    some_text = False
+    for pattern in patterns:
+        if "://" in pattern:
+            some_text = True
+            continue
+        found = glob.iglob(str(Path(pattern).expanduser()), recursive=True)
+        if (first := next(found, None)) is None:
+            raise ValueError(f"data.data_files has {pattern}, which matches no file")
+        _check_readable(Path(first), "data.data_files")
+        some_text = some_text or any(map(os.path.getsize, itertools.chain([first], found)))
+    if not some_text:
+        raise ValueError(f"data.data_files={patterns}: every file is empty")
 
 
 def _check_readable(path: Path, key: str) -> None:

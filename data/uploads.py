@@ -98,6 +98,10 @@ def open_upload(address: str, timeout: float) -> Upload:
     address is not one of these.
     """
     scheme, separator, rest = address.rstrip("/").partition("://")
+    if not separator and address.startswith(("s3:", "gs:", "http:", "https:")):
+        raise ValueError(
+            f"checkpoint.copy_to={address}: an address has two slashes, as s3://bucket/folder"
+        )
     if not separator:
         folder = Path(address).expanduser().absolute()
         return Upload(str(folder), str(folder), _folders, timeout)

@@ -31,8 +31,9 @@ def yardsticks(texts: list[str], tokenizer: Tokenizer) -> dict[str, float]:
 def compare(bits: float, texts: list[str], easy: dict[str, float]) -> list[str]:
     """How a model that needs `bits` per byte of `texts` stands to their `yardsticks`, as lines."""
     size = sum(len(text.encode()) for text in texts)
+    many = "one document" if len(texts) == 1 else f"{len(texts):,} documents"
     lines = [
-        f"\nHeld out: {len(texts)} documents, {size:,} bytes",
+        f"\nHeld out: {many}, {size:,} bytes",
         f"  this model  {bits:.3f} bits per byte",
     ]
     for name, needed in easy.items():

@@ -76,9 +76,8 @@ def _ending(event: dict) -> Ending | None:
     if kind == "finished":
         return Ending(0, "it is finished")
     if kind == "stopped":
-        return Ending(
-            0, f"it was stopped ({why}) and is saved", why in OUT_OF_TIME, why in UNWANTED
-        )
+        where = "before its first step" if event.get("step") is None else "and is saved"
+        return Ending(0, f"it was stopped ({why}) {where}", why in OUT_OF_TIME, why in UNWANTED)
     if kind == "diverged":
         return Ending(3, why)
     if kind == "hung":

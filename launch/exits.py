@@ -7,6 +7,7 @@ ending.py reads. What an error means is its type's to say; nothing is saved here
 import json
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,8 +34,8 @@ def code_of(error: Exception, diverged: Kinds) -> int:
 
 @contextmanager
 def ending(terminal: Terminal, rank: int, *, diverged: Kinds, plain: Kinds) -> Iterator[None]:
-    """Exits with an error's code and its sentence: rank 0's where all ranks have the same one.
-    Errors that nobody foresaw come with their traceback, `plain` ones without."""
+    """Exits with an error's code and its sentence: rank 0's alone where all ranks have the same
+    one. Errors that nobody foresaw come with their traceback, `plain` ones without."""
     try:
         yield
     except Exception as error:
@@ -45,7 +46,15 @@ def ending(terminal: Terminal, rank: int, *, diverged: Kinds, plain: Kinds) -> I
             terminal.err.write(f"rank {rank} failed:\n{told}\n")
         elif rank == 0:
             terminal.err.write(f"{error}\n")
+        elif not _have_met():  # then it is this machine's own
+            terminal.err.write(f"rank {rank} on {socket.gethostname()}: {error}\n")
         sys.exit(code)
+
+
+def _have_met() -> bool:
+    import torch.distributed as dist  # here: it takes seconds, and a watchdog needs the codes alone
+
+    return dist.is_initialized()
 
 
 @contextmanager
@@ -56,7 +65,8 @@ def noting(folder: Path, rank: int, *, diverged: Kinds) -> Iterator[None]:
     except Exception as error:
         code = code_of(error, diverged)
         if code != DIVERGED and rank == 0:
-            note(folder, "failed", code=code, why=f"{type(error).__name__}: {error}")
+            kind = "" if code == USER_ERROR else f"{type(error).__name__}: "
+            note(folder, "failed", code=code, why=f"{kind}{error}")
         raise
 
 

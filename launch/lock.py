@@ -1,7 +1,9 @@
 """One run, one folder: a lock that dies with the process that holds it."""
 
 import fcntl
+import os
 import secrets
+import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -9,6 +11,8 @@ from typing import TextIO
 NAME = "lock"
 # Not in the lock's own file: a process that closes any handle of that lets its lock go.
 MARK = "session"
+FLOCK = "hhqqi4x"
+"Linux's struct flock on 64 bits: type, whence, start, length, process."
 
 
 def hold_folder(folder: Path) -> TextIO:
@@ -40,12 +44,17 @@ def hold_folder(folder: Path) -> TextIO:
 
 def is_held(folder: Path) -> bool:
     """Whether a run is at work in the folder. Not for the process that holds it: asking would let
-    its own lock go."""
+    its own lock go.
+
+    The lock is not taken for that: a run that begins at this moment would be refused.
+    """
+    wanted = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        with (folder / NAME).open("a") as file:
-            return not _locked(file)  # closing lets it go
+        with (folder / NAME).open() as file:
+            found = fcntl.fcntl(file, fcntl.F_GETLK, wanted)
     except OSError:
         return False
+    return struct.unpack(FLOCK, found)[0] != fcntl.F_UNLCK
 
 
 def mark_of(folder: Path) -> str:

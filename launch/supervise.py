@@ -10,6 +10,7 @@ same command does by itself.
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,7 @@ class Supervisor:
             say(f"{why}; restart {failures} of {self.options.restarts} in {pause:.0f} s")
             self._pause(pause)
             if self.asked:
+                say(f"ends with code 0: {self.asked.name} came before the restart")
                 return 0
 
     def _try(self) -> tuple[int, str, bool]:
@@ -110,7 +112,10 @@ class Supervisor:
         if is_held(self.options.folder):
             return 1, f"{self.options.folder} is still in use by a run on another machine", False
         since = events_written(self.options.folder)
-        returned = self._start(command)
+        try:
+            returned = self._start(command)
+        except OSError as error:  # it was there: a shared disk may be gone for a while
+            return 1, f"{command[0]} cannot be started ({error.strerror})", False
         ending = how_it_ended(self.options.folder, since) or ending_of(returned)
         if ending.unwanted and not self.asked:
             return 1, ending.why, False
@@ -240,6 +245,8 @@ def read_options(arguments: list[str]) -> Options:
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     if not command:
         raise ValueError("no command was given: python -m launch.supervise -- deepspeed train.py")
+    if shutil.which(command[0]) is None:
+        raise ValueError(f"there is no command {command[0]}, or it may not be executed")
     names = [word.removeprefix("name=") for word in command if word.startswith("name=")]
     if given.folder is None and not names:
         raise ValueError("which run is it? Say name=NAME in the command, or --folder runs/NAME")

@@ -119,6 +119,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def local_rank() -> int:
+    """The same among those of this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def without_local_rank(arguments: list[str]) -> list[str]:
     """Command line arguments less the `--local_rank=N` that the DeepSpeed launcher puts in front.
 
@@ -143,18 +148,18 @@ def join_world(interface: str = "") -> World:
     Raises RuntimeError where a machine has fewer GPUs than processes or where rank 0 cannot listen
     on MASTER_ADDR, ValueError where there is no such interface.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    here = local_rank()
     # torchrun and DeepSpeed name the number of processes on one machine differently.
     local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     local_size = int(local_size or world_size())
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
+        if here >= torch.cuda.device_count():
             raise RuntimeError(
-                f"local rank {local_rank} has no GPU of its own: this machine has "
+                f"local rank {here} has no GPU of its own: this machine has "
                 f"{torch.cuda.device_count()}; start at most that many processes on it"
             )
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", here)
         torch.cuda.set_device(device)
     elif world_size() > 1:
         # Several processes share this machine's cores; without a word from the launcher each
@@ -174,9 +179,9 @@ def join_world(interface: str = "") -> World:
                 backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE
             )
     else:
-        os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed will not start without it
+        os.environ["LOCAL_RANK"] = str(here)  # DeepSpeed will not start without it
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return World(rank(), local_rank, dist.get_world_size(), device, local_size)
+    return World(rank(), here, dist.get_world_size(), device, local_size)
 
 
 def check_shared(world: World, folder: Path) -> None:

@@ -127,9 +127,11 @@ def build(config: Config, world: World, loader: Loader) -> tuple[DeepSpeedEngine
         adamw_step=kernels.adamw_step,
     )
     words = (
-        f"{model.config.model_type}: {count_parameters(model):,} parameters, {model.dtype} on "
-        f"{world.world_size} x {world.device.type}, {kernels.description}, {blocks}, "
-        f"{config.engine.choose_update(config.optimizer, model.dtype)[1]}, folder {config.folder}"
+        f"{model.config.model_type}: {count_parameters(model):,} parameters in "
+        f"{str(model.dtype).removeprefix('torch.')} on {world.world_size} x {world.device.type}, "
+        f"folder {config.folder}\n"
+        f"{kernels.description}\n"
+        f"{blocks}, {config.engine.choose_update(config.optimizer, model.dtype)[1]}"
     )
     return engine, compiles, words
 

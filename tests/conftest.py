@@ -51,6 +51,8 @@ SMALL = {
 }
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start is to hear it
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, as for what they start
     os.environ["OMP_NUM_THREADS"] = "1"
 

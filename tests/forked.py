@@ -8,6 +8,7 @@ share the order of their sets. What users start and what launchers start is star
 """
 
 import atexit
+import ctypes
 import gc
 import itertools
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[1]
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 IMPORTS = ("train", "deepspeed", "tests.retnet.training.workers")
 
 
@@ -139,6 +141,8 @@ def _serve(questions: TextIO, answers: TextIO) -> dict[str, Any] | None:
 def _become(job: dict[str, Any]) -> None:
     """Runs the job's command as `python` would."""
     os.setsid()
+    # A run of tests that is killed ends no fixture, and some forks train for ever.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     created = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for descriptor, path in enumerate((os.devnull, job["out"], job["err"])):

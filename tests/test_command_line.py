@@ -1,6 +1,7 @@
 """Bad input gets one sentence, exit code 2 and no traceback, before any device is touched."""
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -73,6 +74,18 @@ def test_ranks_that_do_not_divide_are_told_by_rank_0_alone(run, tmp_path):
         assert done.returncode == 2
         assert ("over 3 ranks" in done.stderr) == (rank == 0)
         assert "Traceback" not in done.stderr
+
+
+def test_what_is_wrong_on_one_machine_alone_is_told_there_and_once(run, tmp_path):
+    """Its tokens are everybody's to read, say; rank 0 is on another machine."""
+    (file := tmp_path / ".config/retnet/environment").parent.mkdir(parents=True)
+    file.touch()
+    file.chmod(0o644)
+    for local_rank in (0, 1):
+        who = {"WORLD_SIZE": "4", "RANK": str(2 + local_rank), "LOCAL_RANK": str(local_rank)}
+        done = run(["steps=1"], tmp_path, HOME=str(tmp_path), **who)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert (f"{socket.gethostname()}: {file}" in done.stderr) == (local_rank == 0)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])

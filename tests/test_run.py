@@ -106,7 +106,7 @@ def test_torchrun_trains_too(runs):
     assert len(runs.losses("torchrun")) == 3
 
 
-def test_a_damaged_checkpoint_is_passed_over(runs):
+def test_a_damaged_checkpoint_is_passed_over_and_without_a_good_one_a_run_ends_in_a_sentence(runs):
     name = "damaged"
     runs.finished(name=name, steps=8, save_every=3)
     checkpoints = runs.folder / "runs" / name / "checkpoints"
@@ -122,6 +122,11 @@ def test_a_damaged_checkpoint_is_passed_over(runs):
     assert kinds[-4:] == ["passed_over", "resumed", "saved", "finished"]
     assert runs.metrics(name)[-2]["step"] == 8
     verify(checkpoints / "step-00000008")
+    for path in checkpoints.glob("step-*/manifest.json"):
+        path.unlink()
+    done = runs.run(name=name, steps=8, save_every=3)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"no checkpoint in runs/{name}/checkpoints is good: " in done.stderr
 
 
 def test_nucleus_x_trains_in_bfloat16(runs):

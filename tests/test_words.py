@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.utils import get_args_parser
 
 from configs import names
+from configs.command_line import in_order
 from configs.explain import check_overrides
 from configs.files import check_file
 from configs.names import config_groups
@@ -58,12 +60,20 @@ def test_a_mistake_of_typing_is_named_with_its_remedy(words):
     assert TYPED[words] in sentence(words)
 
 
+def test_flags_may_stand_between_overrides():
+    words = ["name=x", "-m", "seed=1,2", "--cfg", "job", "steps=3"]
+    parsed = get_args_parser().parse_args(in_order(words))
+    assert parsed.overrides == ["name=x", "seed=1,2", "steps=3"]
+    assert parsed.multirun and parsed.cfg == "job"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A place with shards that are none, a sweep, a file, a run of another model and a spoilt one
     where a run's folder would be."""
     folder = tmp_path_factory.mktemp("words")
     (folder / "shards").mkdir()
+    (folder / "empty.jsonl").touch()
     runs = folder / "runs"
     (runs / "a-sweep").mkdir(parents=True)
     (runs / "a-sweep" / "points.jsonl").touch()

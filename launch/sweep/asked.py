@@ -33,9 +33,17 @@ def read_asked(config: DictConfig) -> Asked:
     hydra = config.hydra
     task = parsed(hydra.overrides.task)
     named = parsed(f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items())
-    swept = {key for key, one in (named | task).items() if one.is_sweep_override()}
+    given = named | task
+    swept = {key for key, one in given.items() if one.is_sweep_override()}
     if not swept:
         raise ValueError("-m has nothing to sweep here: say key=a,b or sweep=NAME")
+    grid = str(hydra.sweeper._target_).endswith(".BasicSweeper")
+    for key in swept:
+        if grid and given[key].is_interval_sweep():
+            raise ValueError(
+                f"{given[key].input_line}: only Optuna looks between two values; say {key}=a,b, or "
+                "hydra/sweeper=optuna"
+            )
     if both := {"name", "sweep"} & swept:
         raise ValueError(f"{task[min(both)].input_line}: a sweep has one {min(both)}")
     _check_file(config)
@@ -45,7 +53,7 @@ def read_asked(config: DictConfig) -> Asked:
         name = "-".join(["sweep", *(short[key] for key in sorted(swept))])
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name):
         raise ValueError(f"name={name}: that of a sweep may hold letters, digits and . - _")
-    asked = Asked(name, swept, str(hydra.sweeper._target_).endswith(".BasicSweeper"))
+    asked = Asked(name, swept, grid)
     if (asked.folder / "events.jsonl").exists():
         raise ValueError(f"{asked.folder} holds a single run: take another name=... for the sweep")
     OmegaConf.set_readonly(hydra, False)

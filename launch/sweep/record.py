@@ -60,22 +60,35 @@ class Record:
                 self.add(point.name, **fields)
 
     def check(self, point: Point) -> None:
-        """Raises ValueError where a run of this name was started with other settings, or by
-        somebody else: its result is not that of this sweep."""
-        if not (point.folder / "events.jsonl").exists():
-            return
-        if point.name not in self.points:
+        """Raises ValueError where the run of this name is somebody else's, or a point of this sweep
+        has begun with other settings: their results are not to be compared."""
+        if point.name not in self.points and has_begun(point.folder):
             raise ValueError(
                 f"{point.folder} holds a run that this sweep did not start: take another name=... "
                 "for the sweep, or move that run away"
             )
-        was, now = self.points[point.name].get("settings", {}), settings(point)
-        other = sorted(key for key in was | now if was.get(key) != now.get(key))
-        if other:
-            raise ValueError(
-                f"{point.folder} was started with another {', '.join(other)}: take another "
-                "name=..., or what it was started with"
-            )
+        now = settings(point)
+        for name, line in self.points.items():
+            if not has_begun(self.folder / name):
+                continue
+            if line["overrides"].keys() != point.swept.keys():
+                raise ValueError(
+                    f"{self.folder} is a sweep of {', '.join(line['overrides'])}, and this one "
+                    f"sweeps {', '.join(point.swept)}: take another name=..."
+                )
+            was = line.get("settings", {})
+            other = {key for key in was | now if was.get(key) != now.get(key)} - point.swept.keys()
+            if other:
+                raise ValueError(
+                    f"{self.folder / name} was started with another {', '.join(sorted(other))}: "
+                    "take another name=..., or what it was started with"
+                )
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run came to its first step there: one that was refused before has no result, and
+    may be started with other settings."""
+    return (folder / "config.yaml").exists()
 
 
 def settings(point: Point) -> dict[str, str]:
@@ -84,6 +97,6 @@ def settings(point: Point) -> dict[str, str]:
     found = {}
     for text in point.overrides:
         key = key_of(text)
-        if key.split(".")[0] not in FREE:
+        if key.split(".")[0] not in FREE or key == "engine.dtype":
             found[key] = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     return dict(sorted(found.items()))

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 from launch.ending import events_written, how_it_ended
+from launch.exits import note
 from launch.stop import Stopped
 from launch.supervise import STOP_SIGNALS
 from launch.sweep.config import SweepConfig
@@ -85,7 +86,7 @@ class Points:
         self._free = list(places)
         self._running: list[_Running] = []
         self._asked: signal.Signals | None = None
-        self._hurry = False
+        self._told = self._hurry = False
         self._looked = time.monotonic()
 
     def run(self) -> None:
@@ -96,6 +97,8 @@ class Points:
             if handler is not signal.SIG_IGN:  # nohup: SIGHUP stays ignored
                 signal.signal(number, self._receive)
         try:
+            # what still runs from before comes first: it has devices, nobody knows which
+            self._waiting.sort(key=lambda point: self._state(point) != "running")
             while (self._waiting and self._asked is None) or self._running:
                 self._look()
                 now = [(one.point.name, one.point.folder, one.point.steps) for one in self._running]
@@ -116,6 +119,9 @@ class Points:
 
     def _look(self) -> None:
         """One round."""
+        if self._asked is not None and not self._told:
+            self._told = True
+            self._say(f"asked to stop by {self._asked.name}; a second Ctrl-C kills what runs")
         for one in list(self._running):
             if self._asked is not None and (goes_on := one.started.leave()):
                 self._running.remove(one)
@@ -141,7 +147,7 @@ class Points:
                 if self._states.get(point.name) != state:
                     self._say(f"{point.name}: still runs from before, and is waited for")
                 self._states[point.name] = state
-                return  # which devices it is on, nobody knows here
+                return
             again = state in (*AGAIN, "running")
             if again or (state == "diverged" and self._options.retry_diverged):
                 if not self._free:
@@ -174,9 +180,13 @@ class Points:
             del self._states[point.name]
             self._waiting.append(point)
             return
+        if events_written(point.folder) == one.since and state not in ("finished", "pruned"):
+            state = "stopped"  # before it could say so
+            if self._asked is None:
+                state = "refused" if code == 2 else "failed"
+                why = last_words(point.folder, code)
+                note(point.folder, "failed", code=2 if code == 2 else 1, why=why)  # for the table
         ending = how_it_ended(point.folder, one.since)
-        if ending is None and state not in ("finished", "pruned"):  # the state is an older one's
-            state = "refused" if code == 2 else "killed" if code < 0 else "failed"
         self._states[point.name] = state
         self._histories.pop(point.name, None)  # it is longer now
         if state in (*BAD, "diverged"):

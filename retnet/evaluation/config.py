@@ -52,7 +52,7 @@ class EvaluationConfig:
         if find_spec("lm_eval") is None:
             raise ValueError(
                 f"evaluation.tasks={self.tasks} are lm-eval's, which is not installed: "
-                "pip install 'retnet[evaluation]', or set evaluation.tasks_every=0"
+                "pip install 'retnet[evaluation]', or leave evaluation.tasks out"
             )
         if self.tasks_path and not Path(self.tasks_path).is_dir():
             raise ValueError(f"evaluation.tasks_path={self.tasks_path} is no folder here")
@@ -82,4 +82,9 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.tasks_every={self.tasks_every} and evaluation.tasks=[]: name the "
                 "tasks, as evaluation.tasks=[lambada_openai], or set evaluation.tasks_every=0"
+            )
+        if self.tasks and not self.tasks_every:
+            raise ValueError(
+                f"evaluation.tasks={self.tasks} and evaluation.tasks_every=0: say how often they "
+                "are asked, as evaluation.tasks_every=1000, or set evaluation.tasks=[]"
             )

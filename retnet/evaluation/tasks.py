@@ -43,7 +43,7 @@ def open_tasks(config: EvaluationConfig) -> dict[str, Any] | None:
     Raises:
         ValueError: lm-eval is not there, knows no such task, or does not find a task's documents.
     """
-    if not (config.tasks and config.tasks_every):
+    if not config.tasks:
         return None
     config.check()
     from lm_eval.tasks import TaskManager

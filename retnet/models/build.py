@@ -106,6 +106,9 @@ class ModelConfig:
         for key in ("dropout", "activation_dropout", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)}: needed 0 <= {key} < 1")
+        for key in ("norm_eps", "head_norm_eps", "initializer_range", "z_loss"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.{key}={getattr(self, key)}: needed at least 0")
         if self.architecture is Architecture.nucleus_x and not self.gated:
             raise ValueError(
                 "model.gated=false: NucleusX is always gated; set model.architecture=retnet or "

@@ -84,7 +84,9 @@ class Memory(NamedTuple):
 def device_memory_of(parameters: int, load: Load, to: Layout) -> Memory:
     """The memory of a step of a model with so many parameters."""
     compiled = KEPT_COMPILED if to.compiled else 1.0
-    activations = load.kept.of(load.rows) * compiled
+    # The compiler spares of what it may choose; what a policy names is kept in its graphs, too.
+    spared = compiled if load.kept == load.kept_whole else 1.0
+    activations = load.kept.of(load.rows) * spared
     recompute = max(0, load.kept_whole.layer - load.kept.layer) * load.rows * compiled
     logits = _logits(load, to.dtype.itemsize)
     weights = parameters * to.dtype.itemsize / _ranks(to, 3)

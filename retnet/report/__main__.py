@@ -32,7 +32,12 @@ def main(arguments: list[str]) -> None:
     """The command; exits with 2 and one sentence where there is nothing to report."""
     parser = argparse.ArgumentParser("python -m retnet.report", description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs/NAME")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/report.html")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in the folder of the run, or of them all",
+    )
     asked = parser.parse_args(arguments)
     try:
         folders = [run for folder in asked.folders for run in runs_in(folder)]

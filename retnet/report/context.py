@@ -156,8 +156,9 @@ def _passkey(entry: dict[str, Any], name: str, index: int) -> Chart:
     style.name_x(axes, "tokens of text")
     trials = entry.get("trials", 1)
     caption = (
-        f"Five digits, hidden at that depth and asked for at the end: {trials} tries a cell, at "
-        f"step {entry['step']:,}. Guessing is right once in 100,000; a sure answer costs 0 nats."
+        f"Five digits, hidden at that depth and asked for at the end: {trials} "
+        f"{'try' if trials == 1 else 'tries'} a cell, at step {entry['step']:,}. "
+        "Guessing is right once in 100,000; a sure answer costs 0 nats."
     )
     return Chart("passkey" if index == 0 else f"passkey_{index + 1}", figure, caption)
 
@@ -196,8 +197,8 @@ def decays(records: list[RunRecord]) -> Chart | None:
         axes.plot([half], [row], "o", color=color, markersize=6)
         axes.plot([little], [row], "|", color=color, markersize=9, markeredgewidth=2)
         if step > 11:
-            _beside(axes, half, row, style.short(float(f"{half:.3g}")), -8, "right")
-            _beside(axes, little, row, style.short(float(f"{little:.3g}")), 8, "left")
+            _beside(axes, half, row, style.short(round(half)), -8, "right")
+            _beside(axes, little, row, style.short(round(little)), 8, "left")
         names.append(f"{name} {head + 1}")
         most = max(most, little)
     every = 1 if step > 11 else 4

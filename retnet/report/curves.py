@@ -26,6 +26,7 @@ MARKS = {
     "hung": ("hung", "X", True),
     "failed": ("failed", "X", True),
 }
+COUNTED = ("restart", "skipped step", "straggler")
 _MARK_ROW = 16  # pixels
 Label = tuple[float, str, str]
 
@@ -60,6 +61,8 @@ def loss(records: list[RunRecord]) -> Chart | None:
     style.name_x(axes, "tokens")
     _draw_marks(axes, rows)
     caption = "Bold: the training loss, smoothed; faint: as it was logged; dots: held-out text."
+    if len(records) > 1:
+        caption += " The numbers are of held-out text, of a run without any of the training loss."
     if rows:
         caption += " Below, what came between."
     return Chart("loss", figure, caption, wide=True)
@@ -110,7 +113,8 @@ def draw_smooth(
 ) -> None:
     """Raw values faint, smoothed ones above them."""
     axes.plot(*style.thinned(x, values), color=color, alpha=0.25, linewidth=1)
-    axes.plot(*style.thinned(x, smooth), dot(smooth), color=color, linewidth=2)
+    shape, cut = dot(smooth), len(smooth) > 1  # a dot alone is at the edge
+    axes.plot(*style.thinned(x, smooth), shape, color=color, linewidth=2, clip_on=cut)
 
 
 def mark_rows(records: list[RunRecord]) -> list[tuple[str, str, str, list[float]]]:
@@ -125,8 +129,8 @@ def mark_rows(records: list[RunRecord]) -> list[tuple[str, str, str, list[float]
             ]
             if not steps:
                 continue
-            words = f"{word}s" if len(steps) > 1 and word in ("restart", "skipped step") else word
-            words = f"{len(steps)} x {words}" if len(steps) > 1 else words
+            many = f"{len(steps)} {word}s" if word in COUNTED else f"{len(steps)} x {word}"
+            words = many if len(steps) > 1 else word
             if len(records) > 1:
                 words = f"{style.brief(record.name)}: {words}"
             own = (VALIDATION if fault else INK) if len(records) == 1 else color_of(index)

@@ -4,6 +4,7 @@ No script, nothing from a network, light or dark as the reader has it. The same 
 beside it as PNG. It changes nothing in a run folder but its own report.
 """
 
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retnet.report import context, curves, style, tables, watching
-from retnet.report.reading import RunRecord, named_apart, read_run, state_of
+from retnet.report.reading import RunRecord, named_apart, read_run, state_of, sweep_of
 from retnet.report.style import DARK, FAINT, INK, MUTED, PAPER, TRAIN, Chart, svg_of, variables
 from retnet.report.style import write_png as write_picture
 
@@ -28,7 +29,7 @@ h2 { font-size: 20px; margin: 52px 0 14px; padding-bottom: 6px;
 h3 { font-size: 14px; margin: 18px 0 6px; color: var(--muted); font-weight: 600; }
 p { margin: 4px 0; } header p, footer, figcaption, .cards p { color: var(--muted); }
 footer { margin-top: 56px; font-size: 13px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 10px;
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 10px;
   margin: 24px 0 0; }
 .cards div { background: var(--card); border-radius: 8px; padding: 12px 14px; }
 .cards dt { font-size: 12px; color: var(--muted); }
@@ -64,8 +65,9 @@ _SAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def report(
     folders: list[Path], out: Path | None = None, defaults: dict[str, Any] | None = None
 ) -> Path:
-    """Writes the page of these runs to `out`, else into the folder of the first, and the pictures
-    into a folder of its name beside it; returns the page.
+    """Writes the page of these runs to `out`, and the pictures into a folder of its name beside it;
+    returns the page. Without `out`: report.html in the run's folder, of several runs in the folder
+    that holds them all.
 
     `defaults`: the config of a run that says nothing, to show what was said.
 
@@ -76,7 +78,7 @@ def report(
     records = named_apart([read_run(folder) for folder in folders])
     if not records:
         raise ValueError("a report needs a run: name its folder, as runs/first-run")
-    out = out or records[0].folder / "report.html"
+    out = out or _shared([record.folder for record in records]) / "report.html"
     text, charts = page(records, defaults)
     pictures = out.with_suffix("")
     try:
@@ -91,9 +93,21 @@ def report(
     return out
 
 
+def _shared(folders: list[Path]) -> Path:
+    """The folder, or the nearest one that holds them all."""
+    if len(folders) == 1:
+        return folders[0]
+    return Path(os.path.relpath(os.path.commonpath([folder.resolve() for folder in folders])))
+
+
 @style.no_formulas()
 def page(records: list[RunRecord], defaults: dict[str, Any] | None) -> tuple[str, list[Chart]]:
     """The page's text and the charts in it."""
+    title, foot = _title(records), _foot(records)
+    if sweep := sweep_of(records):
+        records = [
+            record._replace(name=record.name.removeprefix(f"{sweep}/")) for record in records
+        ]
     learning = [curves.loss(records), curves.bits(records), *watching.learning(records)]
     speed = [*watching.speed(records)]
     layers = watching.norms_by_layer(records)
@@ -117,7 +131,7 @@ def page(records: list[RunRecord], defaults: dict[str, Any] | None) -> tuple[str
     body = "".join(
         f"<section><h2>{name}</h2>{inner}</section>" for name, inner in sections if inner
     )
-    return _whole(_title(records), _head(records) + body + _foot(records)), charts
+    return _whole(title, _head(title, records) + body + foot), charts
 
 
 def _each(records: list[RunRecord], write: Any) -> str:
@@ -128,19 +142,23 @@ def _each(records: list[RunRecord], write: Any) -> str:
 
 
 def _title(records: list[RunRecord]) -> str:
-    others = len(records) - 1
-    return records[0].name + (f" and {others} other{'s' * (others > 1)}" if others else "")
+    if sweep := sweep_of(records):
+        return f"{sweep}: {len(records)} runs"
+    names = [record.name for record in records]
+    if len(names) > 3:
+        names[2:] = [f"{len(names) - 2} more"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _head(records: list[RunRecord]) -> str:
+def _head(title: str, records: list[RunRecord]) -> str:
+    title = f"<h1>{escape(title)}</h1>"
     if len(records) > 1:
-        title = f"<h1>{escape(_title(records))}</h1>"
         return f"<header>{title}</header>{tables.comparison(records)}"
     record = records[0]
     words = "".join(
         f"<p>{escape(line)}</p>" for line in (state_of(record), _in_words(record)) if line
     )
-    return f"<header><h1>{escape(record.name)}</h1>{words}</header>{tables.cards(record)}"
+    return f"<header>{title}{words}</header>{tables.cards(record)}"
 
 
 def _in_words(record: RunRecord) -> str:
@@ -160,7 +178,8 @@ def _in_words(record: RunRecord) -> str:
 
 def _foot(records: list[RunRecord]) -> str:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    places = ", ".join(str(record.folder) for record in records)
+    folders = [record.folder for record in records]
+    places = str(_shared(folders)) if sweep_of(records) else ", ".join(map(str, folders))
     return f"<footer>Written {now} UTC from {escape(places)}.</footer>"
 
 

@@ -58,6 +58,12 @@ def named_apart(records: list[RunRecord]) -> list[RunRecord]:
     ]
 
 
+def sweep_of(records: list[RunRecord]) -> str:
+    """The sweep whose points all of them are; "" where it is one run, or they are none's."""
+    sweeps = {record.name.rpartition("/")[0] for record in records}
+    return sweeps.pop() if len(sweeps) == 1 and len(records) > 1 else ""
+
+
 def series(record: RunRecord, key: str) -> tuple[list[int], list[float]]:
     """The steps and the finite values of a metric, in the order of the steps; one value a step."""
     values = {
@@ -159,7 +165,7 @@ def seconds_of(record: RunRecord) -> float:
 def _time(event: dict[str, Any]) -> float | None:
     try:
         return datetime.fromisoformat(event["time"]).timestamp()
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
@@ -22,6 +23,7 @@ INK, MUTED, FAINT, PAPER = "#1f2933", "#66727f", "#cbd2d9", "#ffffff"
 TRAIN, VALIDATION = "#2a6fdb", "#d9480f"
 # Told apart by people who do not see red and green apart, too (Okabe and Ito's, after our two).
 RUNS = (TRAIN, VALIDATION, "#009e73", "#cc79a7", "#b7860b", "#56b4e9", "#7b5ea7", "#7a6a53")
+_PALE = 0.45  # share of white in the colors of the second eight runs
 DARK = {INK: "#e4e9ee", MUTED: "#98a4b0", FAINT: "#36404b", PAPER: "#14181d", TRAIN: "#6ea3f7"}
 "What takes the place of a color on dark paper; the others stay."
 WIDE, HALF = 880, 430
@@ -50,8 +52,11 @@ def no_formulas() -> AbstractContextManager[None]:
 
 
 def color_of(index: int) -> str:
-    """The color of the run with that place in the comparison."""
-    return RUNS[index % len(RUNS)]
+    """The color of the run with that place in the comparison: sixteen, then they come again."""
+    color = RUNS[index % len(RUNS)]
+    if index // len(RUNS) % 2 == 0:
+        return color
+    return to_hex([_PALE + (1 - _PALE) * part for part in to_rgb(color)])
 
 
 def panel(
@@ -128,7 +133,7 @@ def label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
         (float(to_share.transform((1, min(max(y, low), high)))[1]) * room, words, color)
         for y, words, color in labels
     )
-    heights = apart([height for height, _, _ in placed], _LINE)
+    heights = within(apart([height for height, _, _ in placed], _LINE), -_LINE, room, _LINE)
     for height, (_, words, color) in zip(heights, placed, strict=True):
         axes.annotate(
             words, (1, height / room), xycoords="axes fraction", xytext=(7, 0),
@@ -150,6 +155,13 @@ def apart(heights: list[float], gap: float) -> list[float]:
     return [_lowest(block, gap) + index * gap for block in blocks for index in range(len(block))]
 
 
+def within(heights: list[float], low: float, high: float, gap: float) -> list[float]:
+    """Sorted heights that are `gap` apart, moved as little as brings them between `low` and `high`,
+    where they have room."""
+    raised = [max(height, low + gap * place) for place, height in enumerate(heights)]
+    return [min(h, high - gap * back) for back, h in enumerate(reversed(raised))][::-1]
+
+
 def _lowest(block: list[float], gap: float) -> float:
     return sum(block) / len(block) - gap * (len(block) - 1) / 2
 
@@ -160,8 +172,11 @@ def room_for(words: Sequence[str]) -> int:
 
 
 def brief(name: str, most: int = 16) -> str:
-    """A run's name where there is little room: its end, by which the points of a sweep differ."""
+    """A run's name where there is little room: its end; of a sweep's point first its values alone,
+    by which the points differ."""
     name = name.split("/")[-1]
+    if len(name) > most:
+        name = ", ".join(part.partition("-")[2] or part for part in name.split("__"))
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
@@ -180,17 +195,16 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
 
 
 def short(value: float) -> str:
-    """A number as a person writes it on an axis: 0.004, 512, 12.4k, 2.87M, 3e-5."""
+    """A number as a person writes it on an axis: 0.004, 512, 1.5k, 2.87M, 3e-5."""
     if value == 0:
         return "0"
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * size:
-            unit = 1e3 if letter == "k" else size
-            return f"{value / unit:.3g}{letter}"
+            return f"{value / size:.3g}{letter}"
     if abs(value) < 1e-3:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.4g}"
 
 
 def svg_of(chart: Chart) -> str:

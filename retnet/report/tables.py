@@ -32,7 +32,7 @@ _MOST_EVENTS = 80
 _OLDER_SAMPLES = 5  # steps whose texts are shown folded
 _SAVES = ("saved", "copied")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # HTML has no word for them
-_ROUTINE = {"time", "event", "step", "environment"}
+_ROUTINE = {"time", "event", "step", "environment", "why"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 99) -> str:
@@ -114,7 +114,6 @@ def comparison(records: list[RunRecord]) -> str:
             [
                 f'<i class="dot" style="background:{color_of(index)}"></i>{escape(record.name)}',
                 f'<span class="state">{escape(state_of(record))}</span>',
-                f"{last_step(record):,}",
                 short(tokens_at(record, [last_step(record)])[0]),
                 _number(last(record, "loss")),
                 _number(held),
@@ -123,8 +122,8 @@ def comparison(records: list[RunRecord]) -> str:
                 f"{kinds.count('resumed')}, {kinds.count('skipped')}",
             ]
         )
-    head = ["run", "state", "step", "tokens", "loss", "val loss", "bits/byte", "tokens/s"]
-    return table([*head, "restarts, skips"], rows, numbers=2)
+    head = ["run", "state", "tokens", "loss", "val loss", "bits/byte", "tokens/s"]
+    return table([*head, "restarts,<br>skips"], rows, numbers=2)
 
 
 def _number(value: float | None) -> str:
@@ -182,12 +181,8 @@ def happened(record: RunRecord) -> str:
         [
             escape(str(event.get("time", ""))[:19].replace("T", " ")),
             f"{event['step']:,}" if isinstance(event.get("step"), int) else "",
-            escape(str(event.get("event", "")).replace("_", " ")),
-            escape(
-                "; ".join(
-                    f"{key} {_said(value)}" for key, value in event.items() if key not in _ROUTINE
-                )
-            ),
+            escape(_what(event)),
+            escape("; ".join(_details(event))),
         ]
         for event in told
     ]
@@ -201,6 +196,20 @@ def happened(record: RunRecord) -> str:
         many = "One checkpoint" if len(saves) == 1 else f"{len(saves)} checkpoints"
         words = f"<p>{many} saved, the last of step {saves[-1].get('step', 0):,}.</p>"
     return (table(["time (UTC)", "step", "what", ""], rows) if rows else "") + words
+
+
+def _what(event: dict[str, Any]) -> str:
+    kind, step = str(event.get("event", "")), event.get("step")
+    if kind == "skipped" and isinstance(step, int):  # written are the steps before it
+        return f"skipped step {step + 1:,}"
+    return kind.replace("_", " ")
+
+
+def _details(event: dict[str, Any]) -> list[str]:
+    """Why it happened, and what else there is to say."""
+    why = [str(event["why"]).rstrip(".")] if event.get("why") else []
+    rest = {key: value for key, value in event.items() if key not in _ROUTINE and value is not None}
+    return why + [f"{key} {_said(value)}" for key, value in rest.items()]
 
 
 def _said(value: Any) -> str:

@@ -3,6 +3,7 @@
 Each chart takes the runs that are compared, and is None where there is nothing to draw.
 """
 
+import math
 from collections.abc import Callable
 from itertools import chain
 
@@ -89,6 +90,7 @@ def learning(records: list[RunRecord]) -> list[Chart | None]:
     return [
         over_tokens(
             records, "learning_rate", "Learning rate", "of each step", "", smooth=False,
+            say=lambda value: style.short(float(f"{value:.3g}")),
         ),
         over_tokens(
             records, "grad_norm", "Gradient norm", "before clipping, log scale",
@@ -224,7 +226,19 @@ def _color_scale(axes: Axes, drawn: object) -> None:
     scale = figure.colorbar(drawn, cax=bar, format=words)
     scale.outline.set_visible(False)
     scale.ax.tick_params(colors=MUTED, length=0, labelsize=10)
-    scale.set_ticks(list(np.linspace(*drawn.get_clim(), 4)))
+    scale.set_ticks(_round_values(*drawn.get_clim()))
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Logarithms of numbers like 0.2 and 5 between these two, six at most; where there are none,
+    four at even distances."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        logs = [power + math.log10(step) for power in powers for step in steps]
+        found = [log for log in logs if low <= log <= high]
+        if len(found) <= 6:
+            break
+    return found[:: -(-len(found) // 6)] if len(found) > 1 else list(np.linspace(low, high, 4))
 
 
 def _depth(group: str) -> tuple[int, str]:

@@ -31,6 +31,10 @@ Check = Callable[[Path, TrainState, dict[str, Any]], None]
 ValueError where the run must not go on from it."""
 
 
+class LoadError(RuntimeError):
+    """There is something to go on from, and none of it can be loaded; the sentence says all."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What a run goes on with; the same on every rank."""
@@ -66,7 +70,7 @@ def load_checkpoint(
 
     Raises:
         ValueError: it is of another model or version, or `check` says no; nothing was loaded.
-        RuntimeError: there are checkpoints, and none is good; or the copies cannot be asked.
+        LoadError: there are checkpoints, and none is good; or the copies cannot be asked.
     """
     if _first() and folder.is_dir():
         remove_leftovers(folder)
@@ -76,7 +80,10 @@ def load_checkpoint(
         words = _bring(folder, before, copies)
         path, _ = newest_good(_found(folder, before)) if words else (None, [])
     if path is None and passed_over:
-        raise RuntimeError(f"no checkpoint in {folder} is good: {' '.join(passed_over)}")
+        raise LoadError(
+            f"no checkpoint in {folder} is good: {' '.join(passed_over)} Bring a good one there, "
+            "or begin anew under another name=..."
+        )
     if path is None:
         return None
     manifest = read_manifest(path)
@@ -133,7 +140,7 @@ def _bring(folder: Path, before: int | None, copies: Copies | None) -> list[str]
             said[1] = str(error)
     dist.broadcast_object_list(said, src=0)
     if said[1]:
-        raise RuntimeError(said[1])
+        raise LoadError(said[1])
     return [said[0]] if said[0] else []
 
 

@@ -38,6 +38,7 @@ class Console:
         self._troubles: dict[str, str] = {}
         self._live: Live | None = None
         self._looks = 0  # since the last skipped step
+        self._traced = False  # since the last look: what took its time were not the steps
 
     def start(self, step: int) -> None:
         """Begins at `step` steps taken."""
@@ -57,16 +58,19 @@ class Console:
     def show(self, step: int, values: dict[str, Any]) -> None:
         """Takes new values; those not given keep what they were on the live display. Where none of
         them is one that is shown, a pipe gets no line."""
-        now = time.perf_counter()
-        if step > self._step:
-            pace = (now - self._since) / (step - self._step)
-            kept = pace if self._pace is None else self._pace
-            self._pace = _MEMORY * kept + (1.0 - _MEMORY) * pace
-            self._step = step
-        self._since = now  # what came between two looks at one step, an evaluation, was no step
+        now, words = time.perf_counter(), describe(values)
+        # What is not shown may be read long after its step, as the norms of layers are.
+        if step > self._step and words:
+            if "loss" in values and not self._traced:  # else an evaluation is in the time
+                pace = (now - self._since) / (step - self._step)
+                kept = pace if self._pace is None else self._pace
+                self._pace = _MEMORY * kept + (1.0 - _MEMORY) * pace
+            self._step, self._traced = step, False
+        if step == self._step:
+            self._since = now  # what came between two looks at one step, an evaluation, was no step
         self._values = self._values | values
         self._judge(values)
-        if self._live is None and (words := describe(values)):
+        if self._live is None and words:
             width = len(str(self._total))
             parts = [f"step {step:>{width}} of {self._total}", *words, self._left()]
             self.say(" | ".join(part for part in parts if part))
@@ -82,6 +86,8 @@ class Console:
         elif event == "skipped":
             self._looks = 0
             self.trouble("skipped", f"step {fields['step'] + 1} skipped")
+        elif event == "profiled":
+            self._traced = True
 
     def trouble(self, kind: str, words: str | None) -> None:
         """Shows that something is not well; with None, that it is well again."""
@@ -148,7 +154,7 @@ def _line(words: str, style: str) -> Text:
 
 def describe(values: dict[str, Any], part: tuple[str, ...] | None = None) -> list[str]:
     """The known values as short words with units, in a fixed order, or those of one `part` of them;
-    unknown ones are left out, and so is a wait for data below 1 %: it says that all is well."""
+    unknown ones are left out, and so is a wait for data that is no trouble."""
     shown = {
         key: _WORDS[key](values[key]) for key in _WORDS if isinstance(values.get(key), int | float)
     }
@@ -191,7 +197,7 @@ _WORDS = {
     "learning_rate": lambda value: f"rate {value:.2e}",
     "grad_norm": lambda value: f"norm {value:.2f}",
     "peak_memory": lambda value: f"{_short(value)}B",
-    "data_wait": lambda value: f"waits for data {100 * value:.0f}%" if value >= 0.01 else "",
+    "data_wait": lambda value: f"waits for data {100 * value:.0f}%" if value > _WAITS else "",
 }
 LEARNING = ("loss",)
 SPEED = ("tokens_per_second", "mfu", "learning_rate", "grad_norm", "peak_memory")

@@ -31,6 +31,7 @@ def loss_curve(folder: Path) -> Path | None:
 
     # No pyplot: it keeps global state, and looks for a display.
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # inches around it
     axes = figure.add_subplot()
     _style(axes, title=_plain(f"Loss of {folder.name}"))
     steps, losses = zip(*train, strict=True)
@@ -77,7 +78,7 @@ def limits(losses: list[float], others: list[float]) -> tuple[float, float]:
     ordered = sorted(losses)
     top = max([*ordered[int(0.98 * (len(ordered) - 1)) :][:1], *losses[:1], *others])
     bottom = min([*ordered[:1], *others, top])
-    margin = 0.06 * (top - bottom) or 0.1
+    margin = 0.06 * (top - bottom) or 0.05 * abs(top) or 0.1
     return bottom - margin, top + margin
 
 

@@ -71,8 +71,9 @@ class Profiler:
         self._first = self._last = 0
         signal.signal(SIGNAL, self._ask)
         self._pid = folder / "logs" / f"rank-{rank}.pid"
-        self._pid.parent.mkdir(parents=True, exist_ok=True)
-        self._pid.write_text(f"{os.getpid()}\n")
+        with suppress(OSError):  # a run may begin on a full disk, without being asked
+            self._pid.parent.mkdir(parents=True, exist_ok=True)
+            self._pid.write_text(f"{os.getpid()}\n")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -149,9 +150,10 @@ class Profiler:
         finally:
             if self._remembers:
                 torch.cuda.memory._record_memory_history(enabled=None)
-        steps = f"steps {self._first + 1} to {step}"
-        if step is None or step <= self._first:
-            steps = f"step {self._first + 1} and those after it"
+        first = self._first + 1
+        steps = f"step {first}" if step == first else f"steps {first} to {step}"
+        if step is None or step < first:
+            steps = f"step {first} and those after it"
         also = f", memory in {memory.name} (pytorch.org/memory_viz)" if self._remembers else ""
         self._tell(f"traced {steps}: {trace}{also}; ui.perfetto.dev opens it")
         self._metrics.event("profiled", step=self._first, path=str(trace))

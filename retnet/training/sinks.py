@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from retnet.training.lines import read_lines
 
-PATIENCE = 60.0  # seconds that a run's end waits for wandb's server: it alone would for days
+# Seconds that a run's beginning and its end wait for wandb's server: it alone would wait for days.
+START, PATIENCE = 30.0, 60.0
 
 
 class WandbMode(Enum):
@@ -36,7 +37,7 @@ class LoggingConfig:
 
     wandb: WandbMode = WandbMode.auto
     """auto: online if this machine is logged in to wandb, else off; online; offline: into the run
-    folder, for `wandb sync`; off."""
+    folder, and `python -m retnet.training.sync runs/NAME` sends it; off."""
     wandb_project: str = "retnet"
     """The wandb project that the run belongs to."""
     wandb_entity: str | None = None
@@ -259,7 +260,7 @@ def open_wandb(
         )
     import wandb
 
-    id_file = folder / "wandb_id"
+    id_file, waits = folder / "wandb_id", {"init_timeout": START, "finish_timeout": patience}
     try:
         if not id_file.exists() or not id_file.read_text():  # of a disk that was full
             id_file.write_text(uuid.uuid4().hex[:12])
@@ -274,7 +275,7 @@ def open_wandb(
             config=resolved_config,
             mode=mode.value,
             settings=wandb.Settings(
-                silent=True, console="off", finish_timeout=patience, finish_timeout_raises=True
+                silent=True, console="off", finish_timeout_raises=True, **waits
             ),
         )
     except Exception as error:  # its server, its process, the disk

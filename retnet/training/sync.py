@@ -56,7 +56,7 @@ def sync(folder: Path, *, fresh: bool = False, offline: bool = False) -> str:
         return f"{where} has all of {folder}, up to step {after}"
     if offline:
         written = Path(run.dir).parent
-        return f"wrote {lines} lines, up to step {last}; `wandb sync {written}` sends them"
+        return f"wrote {lines} lines, up to step {last}; `wandb sync {written}` alone sends them"
     also = ""
     if any((folder / "wandb").glob("offline-run-*")):
         also = "; the files of its offline sessions need no `wandb sync`"
@@ -69,15 +69,22 @@ def _config_of(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no run: needed its config.yaml and metrics.jsonl.")
     if (pid := _running(folder)) is not None:
         raise ValueError(f"{folder} still runs (process {pid}): it sends its lines by itself.")
-    return yaml.safe_load(file.read_text())
+    try:
+        config = yaml.safe_load(file.read_text())
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is no YAML: mend it, or resume the run, which writes it again.")
+    return config
 
 
 def _running(folder: Path) -> int | None:
     """The process that trains in `folder` on this machine, if one does."""
     file = folder / "logs" / "rank-0.pid"
-    if not file.exists():
+    words = file.read_text().strip() if file.exists() else ""
+    if not words.isdecimal():  # empty, of a disk that was full
         return None
-    pid = int(file.read_text())
+    pid = int(words)
     try:
         return pid if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes() else None
     except OSError:  # a killed run left the file

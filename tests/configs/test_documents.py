@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from configs.explain import check_overrides
 from configs.names import config_groups, config_keys
-from configs.schema import Config
+from configs.schema import Config, as_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KEYS, GROUPS = set(config_keys(Config)), config_groups()
@@ -64,3 +66,10 @@ def test_links_and_pictures_lead_somewhere(page):
             assert place in names, f"{page} leads to {target}"
         if there.suffix == ".png":
             assert there.stat().st_size < 60_000, f"{there} is large for a repository"
+
+
+@pytest.mark.parametrize("experiment", sorted(GROUPS["experiment"]))
+def test_what_is_switched_off_by_its_group_is_off_in_every_experiment(experiment):
+    config = as_dict(check_overrides([f"experiment={experiment}", "evaluation=off"]))
+    off = yaml.safe_load((CONFIGS / "evaluation" / "off.yaml").read_text())
+    assert off and off == {key: config["evaluation"][key] for key in off}

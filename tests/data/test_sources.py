@@ -128,15 +128,18 @@ def test_what_the_data_lacks_is_answered_with_what_there_is(
         open_with(validation_fraction=1e-9)
 
 
-def test_a_hub_that_does_not_answer_is_the_machine_s_fault() -> None:
-    """In a process of its own, told to stay off the network as a node without one is."""
+def test_a_hub_or_a_server_that_does_not_answer_is_the_machine_s_fault() -> None:
+    """In a process of its own, told to stay off the network as a node without one is. What an
+    address has behind its question mark may be a signature, and is not told."""
     program = """
 from data.config import DataConfig, SourceKind
 from data.sources import open_source
-try:
-    open_source(DataConfig(kind=SourceKind.dataset, dataset="nobody/nothing"))
-except RuntimeError as error:
-    print(error)
+file = dict(dataset="json", data_files=["http://127.0.0.1:9/a.jsonl?sig=SECRET"])
+for settings in (dict(dataset="nobody/nothing"), file):
+    try:
+        open_source(DataConfig(kind=SourceKind.dataset, **settings))
+    except RuntimeError as error:
+        print(error)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -145,7 +148,9 @@ except RuntimeError as error:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.startswith("data.dataset=nobody/nothing cannot be reached: check the name")
+    hub, file = done.stdout.splitlines()
+    assert hub.startswith("data.dataset=nobody/nothing cannot be reached: check the name")
+    assert file.startswith("data.data_files: nothing could be read") and "SECRET" not in file
 
 
 @pytest.mark.parametrize("good", [1, 40_000], ids=["at the beginning", "far inside"])

@@ -34,3 +34,4 @@ def test_a_comparison_says_less_for_the_better_model(tokenizer: Tokenizer) -> No
     assert "4 documents, 4 bytes" in lines[0]
     assert lines[2].endswith(f"{unigram:.3f} bits per byte: the model needs 25% less")
     assert compare(unigram * 1.1, texts, easy)[2].endswith("the model needs 10% more")
+    assert "one document, 1 bytes" in compare(1.0, texts[:1], easy)[0]

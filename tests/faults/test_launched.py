@@ -12,7 +12,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tests.conftest import Runs
+from tests.conftest import ROOT, Runs
 from tests.faults.test_stops import RUN, WITHIN, Record, events
 from tests.test_run import step_reached
 from tests.test_stops import STALLED
@@ -27,9 +27,11 @@ def launched(runs: Runs) -> Iterator[Callable[..., subprocess.Popen]]:
 
     def launch(script: str | None = None, **settings: object) -> subprocess.Popen:
         command = replace(runs, script=script or runs.script).command(2, **settings)
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        # a script of tests/ would take the folders beside it for the packages of their names
+        given["env"] = os.environ | {"PYTHONPATH": str(ROOT)}
         started.append(
-            subprocess.Popen(command, cwd=runs.folder, start_new_session=True, text=True, **streams)
+            subprocess.Popen(command, cwd=runs.folder, start_new_session=True, text=True, **given)
         )
         return started[-1]
 

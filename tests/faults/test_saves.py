@@ -124,7 +124,7 @@ def test_a_folder_that_may_only_be_read_is_refused_before_anything_is_computed(
     with small_disk(folder, 1):
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         done = runs.run(name="read-only", **SAVES)
-    good = done.returncode == 2 and "cannot be written (Read-only file system)" in done.stderr
+    good = done.returncode == 2 and "runs/read-only may not be written to" in done.stderr
     record("a folder that may only be read", good, f"{done.returncode} {done.stderr}")
 
 

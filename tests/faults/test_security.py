@@ -18,6 +18,7 @@ from retnet.training.manifest import read_manifest, verify, write_manifest
 from retnet.training.tensor_file import open_tensors
 from tests import forked
 from tests.conftest import Runs
+from tests.retnet.training.wandb_file import records
 
 SECRET = "b7e1fe0c-do-not-tell"
 # As `python train.py` of a user whose files are everybody's.
@@ -55,7 +56,8 @@ def test_a_run_keeps_its_secrets_and_its_files_to_itself(
     """Tokens in the environment, a signature in an address; then every file is looked through."""
     defaults = {key: value for key, value in runs.defaults.items() if key != "data.files"}
     settings = {"data": "jsonl", "data__data_files": f'["{signed}"]', "name": "secrets"}
-    settings |= {"steps": 2, "logging__sample_tokens": 0}
+    # wandb keeps what it finds out by itself, too
+    settings |= {"steps": 2, "logging__sample_tokens": 0, "logging__wandb": "offline"}
     command = replace(runs, defaults=defaults).command(0, **settings)
     environment = os.environ | {"WANDB_API_KEY": SECRET, "HF_TOKEN": SECRET}
     where = runs.folder / "secrets"
@@ -65,7 +67,9 @@ def test_a_run_keeps_its_secrets_and_its_files_to_itself(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     files = [path for path in (where / "runs").rglob("*") if path.is_file()]
-    assert any(path.name == "model.safetensors" for path in files)
+    assert {"model.safetensors", "config.yaml"} <= {path.name for path in files}
+    (sent,) = (path for path in files if path.suffix == ".wandb")
+    assert any(record.HasField("exit") for record in records(sent)), "wandb has not written all"
     telling = [str(path) for path in files if SECRET.encode() in path.read_bytes()]
     record("a secret in what a run leaves", not telling, str(telling))
     assert SECRET not in done.stdout + done.stderr

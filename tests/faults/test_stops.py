@@ -232,7 +232,7 @@ def test_a_run_looks_at_its_own_clock(runs: Runs, whole: list[dict], record: Rec
         more = {"steps": 100_000, "limits.wall_clock": limit / 60}
         done = runs.run(2, launched=False, **settings | more)
         took = time.monotonic() - began
-        last = runs.events("clock")[len(since) :][-1]
+        last = events(runs.folder / "runs/clock")[len(since) :][-1]
         good = done.returncode == 0 and (last["event"], last["why"]) == ("stopped", "wall clock")
         good &= limit <= took < limit + WITHIN and (last["step"] is None) == (limit < 1.0)
         record("wall clock", good, f"{took:.1f} s, {last}, {done.stderr}", moment)

@@ -83,22 +83,22 @@ def test_four_points_killed_in_the_middle_end_as_if_nothing_had_happened(
     by then are left as they are."""
     settings = {"steps": 40, "save_every": 5}
     words = [f"optimizer.learning_rate={','.join(RATES)}", "hydra.launcher.at_once=2"]
-    folder = runs.folder / "runs" / "killed"
-    sweep = start(runs, *words, name="killed", **settings)
+    folder = runs.folder / "runs" / "swept-killed"
+    sweep = start(runs, *words, name="swept-killed", **settings)
     wait_for(sweep, folder, 12, draw.uniform(0.0, 0.5))
     kill_all(sweep)
-    sweep = start(runs, *words, name="killed", **settings)
+    sweep = start(runs, *words, name="swept-killed", **settings)
     wait_for(sweep, folder, 86, draw.uniform(0.0, 0.5))
     sweep.send_signal(signal.SIGTERM)
     assert "of 4 points are done; the same command goes on" in ended(sweep)
     before = {file: file.read_text() for file in folder.glob("*/events.jsonl")}
-    said = ended(start(runs, *words, name="killed", **settings))
+    said = ended(start(runs, *words, name="swept-killed", **settings))
     assert said.count("40 of 40") == 4 and "again: stopped before" in said, said
     for file, text in before.items():
         if '"finished"' in text:
             assert file.read_text() == text, f"{file} was finished, and was started again"
-    ended(start(runs, *words, name="untouched", **settings))
-    found, expected = results(runs, "killed"), results(runs, "untouched")
+    ended(start(runs, *words, name="swept-untouched", **settings))
+    found, expected = results(runs, "swept-killed"), results(runs, "swept-untouched")
     assert len(found) == len(RATES)
     for point, lines in expected.items():
         same = found[point] == lines
@@ -113,17 +113,17 @@ def test_an_optuna_sweep_killed_in_the_middle_asks_for_the_same_points_again(
     settings = {"steps": 4, "save_every": 2}
     words = ["sweep=optuna_learning_rate", "hydra.sweeper.n_trials=6"]
     words += ["hydra.sweeper.sampler.n_startup_trials=2"]
-    folder = runs.folder / "runs" / "optuna"
-    sweep = start(runs, *words, name="optuna", **settings)
+    folder = runs.folder / "runs" / "swept-optuna"
+    sweep = start(runs, *words, name="swept-optuna", **settings)
     wait_for(sweep, folder, 13, draw.uniform(0.0, 0.5))
     kill_all(sweep)
-    said = ended(start(runs, *words, name="optuna", **settings))
+    said = ended(start(runs, *words, name="swept-optuna", **settings))
     assert "finished before" in said
-    ended(start(runs, *words, name="whole", **settings))
-    found, expected = results(runs, "optuna"), results(runs, "whole")
+    ended(start(runs, *words, name="swept-whole", **settings))
+    found, expected = results(runs, "swept-optuna"), results(runs, "swept-whole")
     assert len(expected) == 6 and found == expected
     best = [
         yaml.safe_load((runs.folder / "runs" / name / "optimization_results.yaml").read_text())
-        for name in ("optuna", "whole")
+        for name in ("swept-optuna", "swept-whole")
     ]
     assert best[0] == best[1] and best[0]["name"] == "optuna"

@@ -12,6 +12,7 @@ from typing import Any
 from retnet.training import step as steps
 
 TRAIN = str(Path(__file__).parents[2] / "train.py")
+NAME = next(word for word in sys.argv if word.startswith("name="))
 _train_step = steps.train_step
 
 
@@ -24,9 +25,8 @@ def digests(batch: dict[str, Any]) -> list[str]:
 def recording(engine: Any, micro_batches: list[dict[str, Any]], **how: Any) -> Any:
     """As `train_step`, and the record."""
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    name = next(word for word in sys.argv if word.startswith("name="))
     rows = [digest for batch in micro_batches for digest in digests(batch)]
-    line = {"name": name, "step": how["step"], "rank": rank, "ranks": ranks, "rows": rows}
+    line = {"name": NAME, "step": how["step"], "rank": rank, "ranks": ranks, "rows": rows}
     with Path(f"rows-{rank}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     return _train_step(engine, micro_batches, **how)

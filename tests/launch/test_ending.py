@@ -18,6 +18,7 @@ STARTED = {"event": "started", "step": 0, "of": 9}
 ENDINGS = [
     ({"event": "finished", "step": 9}, 0, 0),
     ({"event": "stopped", "step": 4, "why": "SIGTERM"}, 0, 0),
+    ({"event": "stopped", "step": None, "why": "SIGTERM"}, 0, 0),
     ({"event": "stopped", "step": 4, "why": "SIGUSR1"}, 0, AGAIN),
     ({"event": "stopped", "step": 4, "why": "wall clock"}, 0, AGAIN),
     ({"event": "stopped", "step": 4, "why": "the deepspeed command ended"}, 0, 0),
@@ -36,6 +37,7 @@ def test_the_last_event_says_how_a_run_ended_and_what_to_do(
     ending = how_it_ended(tmp_path)
     assert ending is not None and ending.code == code
     assert event.get("why", "") in ending.why
+    assert ("saved" in ending.why) == (event["event"] == "stopped" and event["step"] is not None)
     assert main([str(tmp_path)]) == advice
     assert f"code {code}" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from launch import exits
 from launch.ending import how_it_ended
@@ -48,18 +49,23 @@ def test_an_error_ends_a_run_with_its_code_and_a_sentence(
     error: Exception, code: int, tmp_path: Path
 ) -> None:
     """A traceback comes with what nobody foresaw alone. What all ranks have in common, rank 0 says;
-    what may be one machine's, every rank."""
+    what may be one machine's, every rank: so what one meets before it has met the others."""
     assert exits.code_of(error, (Spoilt,)) == code
     found, said = ended(error, tmp_path, 0)
     assert found == code and str(error) in said
     assert ("Traceback" in said) == isinstance(error, KeyError)
     found, said = ended(error, tmp_path, 1)
+    assert found == code and str(error) in said and "rank 1" in said
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    found, said = ended(error, tmp_path, 1)
+    dist.destroy_process_group()
     assert found == code and (str(error) in said) == (code == exits.MACHINE_FAULT)
     last = how_it_ended(tmp_path)
     if code == exits.DIVERGED:  # whoever saw it wrote it down, with its step
         assert last is None
     else:
         assert last is not None and last.code == code and str(error) in last.why
+        assert code != 2 or last.why == str(error), "the sentence alone"
         assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 1, "rank 0 alone writes"
 
 

@@ -47,3 +47,34 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         hold_folder(tmp_path / "file" / "run")
+
+
+ASK = """
+import sys
+from pathlib import Path
+from launch.lock import is_held
+print("asks", flush=True)
+while True:
+    is_held(Path(sys.argv[1]))
+"""
+
+
+def test_who_asks_never_keeps_a_run_from_its_folder(tmp_path: Path) -> None:
+    """A table is printed while points begin."""
+    with hold_folder(tmp_path):
+        pass
+    asks = subprocess.Popen(
+        [sys.executable, "-c", ASK, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert asks.stdout.readline() == "asks\n"
+        for _ in range(300):
+            with hold_folder(tmp_path):
+                assert asks.poll() is None
+    finally:
+        asks.kill()
+        asks.communicate()
+    assert not is_held(empty := tmp_path / "another") and not empty.exists()

@@ -128,7 +128,32 @@ def test_what_outlives_its_command_is_ended(tmp_path: Path) -> None:
     assert members(process.pid) == [] and os.getpid() in members(os.getsid(0))
 
 
-def test_a_run_that_is_not_named_is_refused() -> None:
-    command = [sys.executable, "-m", "launch.supervise", "--", "deepspeed", "train.py"]
+def test_a_signal_before_a_restart_is_the_end(tmp_path: Path) -> None:
+    process = start(tmp_path, [{"code": 1}], "--wait", "60")
+    assert "restart 1 of 10" in process.stderr.readline()
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0 and "SIGTERM came before the restart" in said
+    assert len(list(tmp_path.glob("start-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [(["python", "train.py"], "name=NAME"), (["deepspeeed", "name=a"], "no command deepspeeed")],
+)
+def test_a_command_that_cannot_be_looked_after_is_refused(words: list[str], needed: str) -> None:
+    command = [sys.executable, "-m", "launch.supervise", "--", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "name=NAME" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and needed in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_command_that_is_gone_for_a_while_is_tried_again(tmp_path: Path) -> None:
+    """As on a shared disk: the run's file takes itself away, and nobody brings it back."""
+    file = tmp_path / "run"
+    file.write_text('#!/bin/sh\nrm "$0"\nexit 1\n')
+    file.chmod(0o755)
+    command = [sys.executable, "-m", "launch.supervise", "--wait", "0.02", "--restarts", "2"]
+    command += ["--folder", str(tmp_path), "--", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"gives up after 3 failures without a new checkpoint: {file} cannot" in done.stderr

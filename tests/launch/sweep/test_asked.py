@@ -35,7 +35,6 @@ def composed(
         (["seed=range(3)", "name=mine/too"], None, "mine/too", "seed"),
         (["sweep=rates"], {"seed": "1,2", "steps": "4"}, "rates", "seed"),
         (["sweep=rates", "seed=3", "model=a,b"], {"seed": "1,2"}, "rates", "model"),
-        (["seed=tag(log, interval(1, 2))"], None, "sweep-seed", "seed"),
     ],
 )
 def test_a_sweep_has_a_name_and_keys(
@@ -46,6 +45,15 @@ def test_a_sweep_has_a_name_and_keys(
     asked = read_asked(config)
     assert (asked.name, asked.swept) == (name, set(swept.split()))
     assert config.hydra.sweep.dir == f"runs/{name}" and asked.grid
+
+
+def test_between_two_values_only_optuna_looks(tmp_path: Path) -> None:
+    config = composed("seed=tag(log, interval(1, 2))", folder=tmp_path)
+    with pytest.raises(ValueError, match=r"interval\(1, 2\)\): only Optuna .* seed=a,b, or hydra/"):
+        read_asked(config)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.sweeper._target_ = "hydra_plugins.hydra_optuna_sweeper.OptunaSweeper"
+    assert not read_asked(config).grid
 
 
 def test_a_named_sweep_that_sets_what_its_points_would_not_hear_of_is_refused(

@@ -36,9 +36,18 @@ def test_a_started_point_of_other_settings_is_refused_by_the_names_of_the_keys(
     other = point(tmp_path, address, "model=nucleus_x_tiny")
     record.check(other)  # not started: nothing has come of it
     first.folder.mkdir()
-    (first.folder / "events.jsonl").write_text("")
+    (first.folder / "events.jsonl").write_text('{"event": "failed", "code": 2}')
+    Record(tmp_path).check(other)  # refused: neither has of this
+    (first.folder / "config.yaml").touch()
     with pytest.raises(ValueError, match=r"another model, optimizer\.weight_decay: take another"):
         Record(tmp_path).check(other)
+    with pytest.raises(ValueError, match=r"seed-1 was started with another model, optimizer\."):
+        new = other._replace(name="seed-2", folder=tmp_path / "seed-2", swept={"seed": 2})
+        Record(tmp_path).check(new)  # its row would stand beside that of another model
+    with pytest.raises(ValueError, match=r"is a sweep of seed, and this one sweeps steps: take"):
+        Record(tmp_path).check(new._replace(swept={"steps": 2}))
+    with pytest.raises(ValueError, match="another data.data_files, engine.dtype"):
+        Record(tmp_path).check(point(tmp_path, "optimizer.weight_decay=0.1", "engine.dtype=auto"))
     free = ["name=elsewhere", "steps=20", "logging.wandb=offline", "engine=zero0"]
     Record(tmp_path).check(point(tmp_path, "optimizer.weight_decay=0.1", *free, address))
     with pytest.raises(ValueError, match=r"seed-1 holds a run that this sweep did not start"):

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from launch.ending import how_it_ended
 from launch.lock import is_held
 from launch.stop import Stopped
 from launch.sweep.config import SweepConfig
 from launch.sweep.display import Display
-from launch.sweep.points import Point, lines_of
+from launch.sweep.points import Point, lines_of, state_of
 from launch.sweep.record import Record
 from launch.sweep.running import last_words, run_points
 from launch.sweep.session import LOG, Session
@@ -44,10 +45,13 @@ class Sweep:
         return Point(name, self.folder / name, command[2:], {"point": name}, given["steps"])
 
     def start(self, point: Point, gpus: list[int]) -> Session:
+        return self.begin(point, self.runs.script, *point.overrides)
+
+    def begin(self, point: Point, *command: str) -> Session:
         self.started.append(point.name)
-        process = forked.start(self.runs.script, *point.overrides, merged=True, **self._where)
-        (log := point.folder / LOG).unlink(missing_ok=True)
         point.folder.mkdir(exist_ok=True)
+        process = forked.start(*command, merged=True, **self._where)
+        (log := point.folder / LOG).unlink(missing_ok=True)
         log.symlink_to(process.stdout.name)
         return Session(process)
 
@@ -102,6 +106,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_a_failed_point_ends_nothing(
     assert sweep.started[:3] == ["done", "fails", "half"]
     said = "\n".join(sweep.said)
     assert "done: finished, validation loss" in said and "half: stopped" in said
+    assert said.count("asked to stop by SIGTERM") == 1
     assert "fails: refused: " in said and str(late) in said
     assert events(half)[-1] == "stopped" and "saved" in events(half)
 
@@ -139,8 +144,9 @@ def test_a_point_that_is_killed_starts_again_as_often_as_is_said(sweep: Sweep) -
 
 def test_a_point_that_a_killed_sweep_had_just_started_is_waited_for(sweep: Sweep) -> None:
     def start(point: Point, gpus: list[int]) -> Session:
-        sweep.start(point, gpus)
+        first = sweep.start(point, gpus)
         while not is_held(point.folder):
+            assert first.poll() is None
             time.sleep(0.01)
         return sweep.start(point, gpus)  # which is refused: the folder is in use
 
@@ -149,6 +155,31 @@ def test_a_point_that_a_killed_sweep_had_just_started_is_waited_for(sweep: Sweep
     assert "twice: still runs from before, and is waited for" in sweep.said
     assert sweep.said[-1] == "twice: finished before, but its metrics.jsonl has no no/such"
     assert events(point).count("started") == 1
+
+
+def test_a_point_that_ends_without_a_word_has_failed_in_the_table_too(sweep: Sweep) -> None:
+    point, code = sweep.point("mute"), "print('no room'); raise SystemExit(1)"
+    states = sweep.run([point], start=lambda point, gpus: sweep.begin(point, "-c", code))
+    assert states == {"mute": "failed"} and sweep.said[-1].endswith("no room")
+    assert state_of(point.folder, point.steps) == "failed"
+    assert how_it_ended(point.folder).why.endswith("launcher.log: no room")
+
+
+def test_nothing_starts_on_devices_that_a_point_from_before_may_have(sweep: Sweep) -> None:
+    new, left = sweep.point("new"), sweep.point("left")
+    code = "import sys, time; from pathlib import Path; from launch.lock import hold_folder;"
+    code += "held = hold_folder(Path(sys.argv[1])); time.sleep(0.5)"
+    before = sweep.begin(left, "-c", code, str(left.folder))
+    while not is_held(left.folder):
+        assert before.poll() is None
+        time.sleep(0.01)
+
+    def start(point: Point, gpus: list[int]) -> Session:
+        assert not is_held(left.folder), "it is still at work"
+        return sweep.begin(point, "-c", "raise SystemExit(1)")
+
+    sweep.run([new, left], start=start)
+    assert sweep.started == ["left", "new"]
 
 
 def test_a_point_that_is_worse_than_the_others_is_ended_and_stays_so(sweep: Sweep) -> None:
@@ -176,7 +207,7 @@ def test_a_point_that_cannot_be_started_ends_nothing(sweep: Sweep) -> None:
     blocked, other = sweep.point("blocked"), sweep.point("other", steps=2)
     blocked.folder.touch()
     assert sweep.run([blocked, other], at_once=1) == {"blocked": "failed", "other": "finished"}
-    assert any(line.startswith("blocked: failed: [Errno 17]") for line in sweep.said)
+    assert any(line.startswith("blocked: failed: [Errno 17]") for line in sweep.said), sweep.said
 
 
 def test_the_last_words_of_a_point_are_its_own_and_not_its_launchers(tmp_path: Path) -> None:

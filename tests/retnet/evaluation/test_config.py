@@ -20,6 +20,7 @@ from retnet.evaluation.config import EvaluationConfig
         ({"lengths": [0, 1]}, "evaluation.lengths="),
         ({"prompts": []}, "evaluation.prompts="),
         ({"tasks_every": 5}, "name the tasks"),
+        ({"tasks": ["a"]}, r"tasks=\['a'\] and evaluation.tasks_every=0: say how often"),
     ],
 )
 def test_a_mistake_is_named(given: dict, words: str) -> None:
@@ -31,7 +32,6 @@ def test_tasks_need_lm_eval_and_their_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = dict(tasks=["copying"], tasks_path=str(tmp_path / "none"))
-    EvaluationConfig(**given).check()  # none is asked for
     with pytest.raises(ValueError, match="tasks_path=.*none is no folder here"):
         EvaluationConfig(**given, tasks_every=1).check()
     monkeypatch.setitem(sys.modules, "lm_eval", None)

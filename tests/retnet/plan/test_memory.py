@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from retnet.kernels import select_kernels
+from retnet.models.build import build_model
 from retnet.plan.memory import Layout, Load, device_memory_of
 from retnet.plan.skeleton import measure_skeleton
+from retnet.training.compile import compile_blocks
 from retnet.training.engine import EngineConfig
-from retnet.training.recompute import ActivationCheckpointing
+from retnet.training.recompute import (
+    ActivationCheckpointing,
+    activation_bytes,
+    checkpoint_activations,
+)
 from tests import forked
-from tests.retnet.plan.weigh import CELLS, LENGTH, MODEL
+from tests.retnet.plan.weigh import CELLS, LENGTH, MODEL, TINY
 
 
 def planned(name: str, ranks: int = 1) -> float:
@@ -68,6 +75,22 @@ def compare(seen: dict[str, float], ranks: int) -> None:
 def test_the_plan_is_within_15_percent_of_what_real_steps_take(tmp_path):
     """At every stage, in both dtypes, with and without recomputing and accumulating."""
     compare(weighed(list(CELLS), 1, tmp_path), 1)
+
+
+@pytest.mark.parametrize("policy", ["selective", "block"])
+def test_a_compiled_block_keeps_all_that_a_policy_names(policy, tmp_path):
+    kept = measure_skeleton(TINY, True, LENGTH, torch.float32).kept
+    whole, chosen = (kept[ActivationCheckpointing(name)] for name in ("none", policy))
+    load = Load(2, 2 * LENGTH, chosen, whole, TINY.vocab_size, TINY.hidden_size, 4)
+    asked = Layout(0, torch.float32, 1, 1, 1, compiled=True)
+    planned = device_memory_of(1, load, asked).activations
+    torch._dynamo.reset()
+    model = build_model(TINY, select_kernels(), seed=0)
+    checkpoint_activations(model, ActivationCheckpointing(policy))
+    compile_blocks(model.model.layers, tmp_path, backend="aot_eager")
+    ids = torch.randint(TINY.vocab_size, (2, LENGTH))
+    seen = activation_bytes(model, {"input_ids": ids, "shift_labels": ids})
+    assert planned == pytest.approx(seen, rel=0.15)
 
 
 @pytest.mark.long

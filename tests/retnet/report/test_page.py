@@ -83,7 +83,8 @@ def test_what_a_run_wrote_is_shown_and_never_executed(written):
     words = "".join(seen.words)
     assert '"""<script>alert(1)</script> & more"""' in words
     assert "Finished at step 200." in words
-    assert "the loss is far above" in words
+    assert "skipped step 67" in words and "the loss is far above" in words
+    assert "None" not in words
     assert "copying/acc" in words
 
 
@@ -119,12 +120,28 @@ def test_several_runs_are_compared_with_a_color_each_and_left_as_they_are(folder
     out = report([folder, other], tmp_path / "both.html")
     text = out.read_text()
     words = "".join(Reader(text).words)
-    assert "alpha and 1 other" in words
+    assert "alpha and beta" in words
     assert "At step 120 of 200: it is running, or was killed." in words
     assert "<code>optimizer.learning_rate</code>" in text  # they differ in it
     assert "<code>model.num_layers</code>" not in text
     assert {path.stem for path in (tmp_path / "both").iterdir()} == ALL | {"passkey_2"}
     assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_the_page_of_a_sweep_is_its_own_and_names_each_point_by_its_values(folder, tmp_path):
+    record, points = read_run(folder), ["heads-2__rate-0.001", "heads-4__rate-0.001", "heads-8"]
+    for point in points:
+        (place := tmp_path / "sw" / point).mkdir(parents=True)
+        for name in ("metrics.jsonl", "events.jsonl"):
+            (place / name).write_bytes((folder / name).read_bytes())
+        (place / "config.yaml").write_text(f"name: sw/{point}\nsteps: 200\n")
+    out = report(runs_in(tmp_path / "sw"))
+    assert out.resolve() == tmp_path / "sw" / "report.html"
+    words = "".join(Reader(out.read_text()).words)
+    assert "sw: 3 runs" in words and points[0] in words and f"sw/{points[0]}" not in words
+    assert "2, 0.001" in words and "4, 0.001" in words
+    title = page([record, *[record._replace(name=name) for name in "bcd"]], None)[0]
+    assert "<h1>alpha, b and 2 more</h1>" in title
 
 
 def test_the_folder_of_a_sweep_stands_for_its_points(folder, other):

@@ -16,11 +16,32 @@ def record(tmp_path_factory):
     return read_run(write_run(tmp_path_factory.mktemp("runs") / "alpha", steps=200))
 
 
+def test_a_rate_that_never_changes_is_drawn_at_its_height(record):
+    lines = [{"step": step, "learning_rate": 3e-4} for step in range(1, 6)]
+    (chart, _) = watching.learning([record._replace(metrics=lines)])
+    low, high = chart.figure.axes[0].get_ylim()
+    assert low == 0 and 0.5 * high < 3e-4 < high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.018, 0.68, "0.02 0.05 0.1 0.2 0.5"), (0.97, 2.6, "1 2"), (1e-9, 3.0, "1e-9 1e-7 1e-5")],
+)
+def test_the_scale_of_a_map_has_round_numbers(low, high, words):
+    found = watching._round_values(math.log10(low), math.log10(high))
+    shown = [style.short(float(f"{10**value:.2g}")) for value in found]
+    assert shown[: len(words.split())] == words.split() and len(found) <= 6
+    assert all(math.log10(low) <= value <= math.log10(high) for value in found)
+    assert len(watching._round_values(0.31, 0.69)) == 4
+
+
 def test_what_came_between_is_marked_below_the_loss(record):
     text = svg_of(curves.loss([record]))
     assert "restart" in text and "skipped step" in text
     rows = {words: tokens for words, _, _, tokens in curves.mark_rows([record])}
     assert rows == {"restart": [100 * 4096], "skipped step": [66 * 4096]}
+    twice = record._replace(events=record.events * 2)
+    assert "2 restarts" in svg_of(curves.loss([twice]))
     calm = record._replace(events=[])
     assert "restart" not in svg_of(curves.loss([calm]))
 
@@ -55,7 +76,7 @@ def test_a_head_s_memory_is_the_decay_s(record):
     text = svg_of(context.decays([record]))
     for head in range(3):
         half = math.log(2) / -math.log1p(-(2.0 ** (-5 - head)))
-        assert f">{float(f'{half:.3g}'):g}<" in text
+        assert f">{half:.0f}<" in text
     assert "trained length 512" in text
 
 

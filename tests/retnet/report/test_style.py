@@ -29,6 +29,13 @@ def test_labels_are_moved_apart_in_their_order_and_around_their_middle(heights, 
         assert placed == heights
 
 
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
+def test_labels_stay_in_the_picture_and_apart(heights):
+    placed = style.within(style.apart(sorted(heights), 10), -10, 100, 10)
+    assert placed[0] >= -10 - 1e-9 and placed[-1] <= 100 + 1e-9
+    assert all(b - a >= 10 - 1e-9 for a, b in zip(placed, placed[1:], strict=False))
+
+
 @given(st.floats(1e-9, 1e14))
 def test_a_short_number_is_short_and_near(value):
     text = style.short(value)
@@ -36,6 +43,11 @@ def test_a_short_number_is_short_and_near(value):
     sizes = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
     read = float(text.rstrip("kMBT").replace(",", "")) * sizes.get(text[-1], 1)
     assert abs(read - value) <= 0.006 * value
+
+
+def test_an_axis_has_one_unit_and_sixteen_runs_have_a_color_each():
+    assert [style.short(value) for value in (0, 500, 4000, 8000, 12e3)] == "0 500 4k 8k 12k".split()
+    assert len({style.color_of(index) for index in range(16)}) == 16
 
 
 def a_chart() -> style.Chart:

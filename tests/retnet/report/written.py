@@ -47,7 +47,7 @@ def write_run(
             events.append(_event("saved", step, steps, path=f"checkpoints/step-{step:08d}"))
     if upto > steps // 2:
         events.insert(
-            2, _event("skipped", steps // 3, steps, why="the loss is far above", loss=9.0)
+            2, _event("skipped", steps // 3, steps, why="the loss is far above", loss=None)
         )
         events.insert(
             3, _event("resumed", steps // 2, steps, environment=ENVIRONMENT | {"ranks": 4})

@@ -89,7 +89,7 @@ def test_the_older_checkpoint_is_used_where_the_newest_is_damaged(
 
 def test_nothing_of_a_bad_checkpoint_is_loaded(loads: dict[str, Any]) -> None:
     found = loads["all bad"]
-    assert found["error"].startswith("RuntimeError: no checkpoint in ")
+    assert found["error"].startswith("LoadError: no checkpoint in ")
     assert "step-00000002" in found["error"] and "step-00000003" in found["error"]
     assert not found["moved"]
 

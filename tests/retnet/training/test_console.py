@@ -128,14 +128,31 @@ def test_the_time_of_an_evaluation_is_not_taken_from_the_time_left() -> None:
     console.show(1, {"loss": 2.5})
     time.sleep(1.2)
     console.show(1, {"val/main/loss": 2.0})
-    before, after = (int(re.search(r"(\d+) s left", s)[1]) for s in stream.getvalue().splitlines())
-    assert before >= 4 and after == before
+    time.sleep(1.2)  # as a trace that is written
+    console.hear("profiled", {"step": 1})
+    console.show(2, {"loss": 2.5})
+    left = [int(re.search(r"(\d+) s left", s)[1]) for s in stream.getvalue().splitlines()]
+    assert left[0] >= 4 and left[1] == left[0] and left[2] < left[0]
+    pace = console._pace
+    console.show(3, {"val/main/loss": 2.0})  # of a step that is not logged
+    assert console._pace == pace
+
+
+def test_numbers_that_are_read_late_do_not_change_the_time_left() -> None:
+    """As the norms of layers, which come all at once with the next line that is shown."""
+    console = Console(io.StringIO(), total_steps=80, run_name="run7")
+    console.start(0)
+    time.sleep(0.4)
+    for step in range(1, 41):
+        console.show(step, {"grad_norm/head": 1.0})
+    console.show(40, {"loss": 2.5})
+    assert 0.01 <= console._pace <= 0.03
 
 
 def test_what_is_unknown_is_left_out() -> None:
     assert describe({"loss": None, "tokens": 5, "grad_norm": 1.0}) == ["norm 1.00"]
-    memory = {"peak_memory": 1.26e9, "data_wait": 0.002}
-    assert describe(memory) == ["1.3GB"]  # waiting is worth a word where there is some
+    memory = {"peak_memory": 1.26e9, "data_wait": 0.04}
+    assert describe(memory) == ["1.3GB"]  # waiting is worth a word where it is a trouble
     assert describe(memory | {"data_wait": 0.118}) == ["1.3GB", "waits for data 12%"]
     held_out = {"val/main/loss": 2.0, "val/main/bits_per_byte": 1.5}
     assert describe(held_out) == ["val main 2.0000", "1.5000 bits/byte"]

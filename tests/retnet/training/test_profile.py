@@ -17,13 +17,16 @@ from retnet.training.lines import read_lines
 from retnet.training.metrics import Metrics
 from retnet.training.profile import ProfileConfig, Profiler
 from retnet.training.sinks import LoggingConfig, WandbMode
+from tests.small_disk import fill, small_disk
 
 OFF = LoggingConfig(wandb=WandbMode.off)
 
 
 @contextmanager
-def _profiler(folder: Path, config: ProfileConfig, rank: int = 0) -> Iterator[Profiler]:
-    how: dict[str, Any] = {"console": io.StringIO(), "total_steps": 9, "run_name": "r"}
+def _profiler(
+    folder: Path, config: ProfileConfig, rank: int = 0, console: io.StringIO | None = None
+) -> Iterator[Profiler]:
+    how: dict[str, Any] = {"console": console or io.StringIO(), "total_steps": 9, "run_name": "r"}
     before = signal.getsignal(signal.SIGUSR2)
     try:
         with (
@@ -85,9 +88,11 @@ def test_a_trace_that_the_runs_end_cuts_short_is_written_and_the_signal_is_harml
 
 
 def test_a_run_that_comes_by_later_traces_what_is_left(tmp_path: Path) -> None:
-    with _profiler(tmp_path, ProfileConfig(at=[2, 4])) as profiler:
+    console = io.StringIO()
+    with _profiler(tmp_path, ProfileConfig(at=[2, 4]), console=console) as profiler:
         for step in (3, 4, 5):
             _step(profiler, step)
+    assert console.getvalue().startswith("traced step 4: ")
     (file,) = (tmp_path / "profile").iterdir()
     assert (file.name[:13], _steps_in(file)) == ("step-00000003", [4])
 
@@ -108,6 +113,16 @@ def test_a_place_that_takes_no_trace_costs_the_trace_alone(tmp_path: Path) -> No
         for step in range(3):
             _step(profiler, step)
     assert read_lines(tmp_path / "events.jsonl") == []
+
+
+def test_a_run_begins_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "run", 1) as folder:
+        for file in ("metrics", "events", "evaluations"):
+            (folder / f"{file}.jsonl").touch()
+        (folder / "logs").mkdir()
+        fill(folder / "in the way")
+        with _profiler(folder, ProfileConfig()) as profiler:
+            assert not profiler.look(0)
 
 
 @pytest.mark.parametrize("at", [[5], [5, 5], [-1, 3], [7, 2], [1, 2, 3]])

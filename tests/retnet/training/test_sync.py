@@ -66,6 +66,16 @@ def test_without_a_key_nothing_is_touched(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "wandb_id").read_text() == "old"
 
 
+def test_what_a_full_disk_left_is_told_in_a_sentence(tmp_path: Path) -> None:
+    pid = _run(tmp_path) / "logs" / "rank-0.pid"
+    pid.parent.mkdir()
+    pid.touch()
+    for words in ("", "name: [run7\n"):
+        (tmp_path / "config.yaml").write_text(words)
+        with pytest.raises(ValueError, match="config.yaml is no YAML"):
+            sync(tmp_path, offline=True)
+
+
 def test_a_run_that_still_runs_is_left_alone(tmp_path: Path) -> None:
     pid = _run(tmp_path) / "logs" / "rank-0.pid"
     pid.parent.mkdir()
