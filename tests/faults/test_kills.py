@@ -1,7 +1,6 @@
 """SIGKILL at any moment, of one rank or of all: what was saved is there, and the run that goes on
 is the run that nothing happened to, bit by bit."""
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from launch.sweep.points import lines_of
 from retnet.training.housekeeping import checkpoints, step_of
 from tests import forked
 from tests.retnet.training import processes
@@ -39,15 +39,8 @@ def begin(folder: Path) -> list[forked.Forked]:
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
-    """What rank 0 told; a kill may cut the last line."""
-    lines = (folder / "told").read_text().splitlines() if (folder / "told").exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    """What rank 0 told."""
+    return lines_of(folder / "told")
 
 
 def results(folder: Path) -> list[Any]:
