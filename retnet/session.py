@@ -17,6 +17,7 @@ from data.yardsticks import compare, yardsticks
 from retnet.assembly import Run
 from retnet.evaluation import KINDS, ask
 from retnet.evaluation.asked import Asked, Result
+from retnet.models.build import count_parameters
 from retnet.models.export import export_model
 from retnet.models.generate import sample
 from retnet.training.checkpoint import load_checkpoint
@@ -58,6 +59,7 @@ def resume_or_begin(run: Run, copies: Copies | None) -> tuple[TrainState, Iterat
     metrics.resume_at(state.step)
     was = {"was": loaded.was} if loaded and loaded.was else {}
     was |= {"environment": environment(run.world.world_size, run.world.device)}
+    was |= {"parameters": count_parameters(run.engine.module)}
     metrics.event("resumed" if loaded else "started", step=state.step, of=run.config.steps, **was)
     run.unread.begin(state)
     return state, loader.steps(state.position, extra, placing(run.world.device))

@@ -46,6 +46,7 @@ def test_a_run_under_the_deepspeed_launcher_learns_exports_and_goes_on(runs):
 
     model = AutoModelForCausalLM.from_pretrained(folder / "export")
     assert isinstance(model, retnet.RetNetForCausalLM)
+    assert runs.events("learns")[0]["parameters"] == model.num_parameters()
     tokenizer = AutoTokenizer.from_pretrained(folder / "export")
     prompt = tokenizer("import ", return_tensors="pt")
     text = tokenizer.decode(model.generate(**prompt, max_new_tokens=8, do_sample=False)[0])

@@ -165,10 +165,12 @@ def _in_words(record: RunRecord) -> str:
     """What is trained, in one line."""
     config = record.config
     model = config.get("model") or {}
+    counted = [one["parameters"] for one in record.events if "parameters" in one]
+    size = f"{style.short(counted[-1])} parameters, " if counted else ""  # an older run says none
     try:
         return (
             f"{'NucleusX' if model['architecture'] == 'nucleus_x' else 'RetNet'}: "
-            f"{model['num_layers']} layers, {model['hidden_size']:,} wide, "
+            f"{size}{model['num_layers']} layers, {model['hidden_size']:,} wide, "
             f"{model['num_heads']} heads; {config['global_batch_size']:,} rows of "
             f"{config['sequence_length']:,} tokens a step"
         )

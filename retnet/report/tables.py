@@ -32,7 +32,7 @@ _MOST_EVENTS = 80
 _OLDER_SAMPLES = 5  # steps whose texts are shown folded
 _SAVES = ("saved", "copied")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # HTML has no word for them
-_ROUTINE = {"time", "event", "step", "environment", "why"}
+_ROUTINE = {"time", "event", "step", "environment", "parameters", "why"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 99) -> str:

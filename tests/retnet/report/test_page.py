@@ -83,6 +83,7 @@ def test_what_a_run_wrote_is_shown_and_never_executed(written):
     words = "".join(seen.words)
     assert '"""<script>alert(1)</script> & more"""' in words
     assert "Finished at step 200." in words
+    assert "RetNet: 2.96M parameters, 4 layers, 192 wide" in words
     assert "skipped step 67" in words and "the loss is far above" in words
     assert "None" not in words
     assert "copying/acc" in words

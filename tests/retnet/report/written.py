@@ -38,7 +38,8 @@ def write_run(
         "optimizer": {"learning_rate": rate},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(whole | config, sort_keys=False))
-    lines, details, events = [], [], [_event("started", 0, steps, environment=ENVIRONMENT)]
+    lines, details = [], []
+    events = [_event("started", 0, steps, environment=ENVIRONMENT, parameters=2_964_096)]
     for step in range(every, upto + 1, every):
         lines.append(_line(step, steps, rate, shift))
         if step % (20 * every) == 0:
