@@ -2,6 +2,7 @@
 and what the points came to over its values. It starts nothing and knows no sweep's states.
 """
 
+import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,6 +30,7 @@ def sweep_picture(points: Sequence[Point], file: Path) -> None:
     points: (swept values, run folder, objective or None) each; a folder without a run has no curve.
     A point's color is its value of the row's parameter.
     """
+    points = [({k: _as_written(v) for k, v in swept.items()}, *rest) for swept, *rest in points]
     keys = sorted({key for swept, _, _ in points for key in swept})
     figure = Figure(
         figsize=(style.WIDE / 72, max(len(keys), 1) * _ROW / 72), dpi=72, facecolor=PAPER
@@ -58,6 +60,11 @@ def sweep_picture(points: Sequence[Point], file: Path) -> None:
     style.write_png(Chart("sweep", figure, ""), file)
 
 
+def _as_written(value: Any) -> Any:
+    """Numbers as they are; true, false and null as the command line has them."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else value
+
+
 def _in_order(values: list[Any]) -> list[Any]:
     """Each value once, numbers by size and words by the alphabet."""
     each = list({str(value): value for value in values}.values())
@@ -65,7 +72,7 @@ def _in_order(values: list[Any]) -> list[Any]:
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _colors(values: Sequence[Any]) -> list[Any]:

@@ -111,3 +111,12 @@ def test_a_sweep_has_a_row_for_each_parameter_and_takes_points_without_a_run(rec
         heights.append(int.from_bytes(data[20:24], "big"))
     bare = [height - 2 * style.BORDER for height in heights]
     assert bare[0] == 2 * bare[1]
+
+
+def test_a_sweep_shows_values_as_they_were_written(record, tmp_path):
+    pictures = []
+    for values in ((True, False, None), ("true", "false", "null")):
+        points = [({"tied": value}, record.folder, 4.2) for value in values]
+        sweep_picture(points, tmp_path / "sweep.png")
+        pictures.append((tmp_path / "sweep.png").read_bytes())
+    assert pictures[0] == pictures[1]
