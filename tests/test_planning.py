@@ -108,3 +108,12 @@ def test_prepared_shards_on_this_disk_say_how_many_tokens_an_epoch_has(tmp_path)
     words = ["data=prepared", f"data.path={tmp_path}/shards", "plan=cpu"]
     assert tokens_of_data(check_overrides(words)) == index.tokens > 0
     assert tokens_of_data(check_overrides(["data=prepared", "data.path=s3://far/away"])) is None
+
+
+def test_the_excerpt_in_the_readme_is_what_it_prints():
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    command, excerpt = re.search(r"python train\.py (.*) --plan\n\n((?: {4}.*\n)+)", page).groups()
+    config = check_overrides(command.split())
+    printed = text(planned(config, config.plan.devices)).splitlines()
+    shown = [line.removeprefix("    ") for line in excerpt.splitlines()]
+    assert [line for line in shown if line != "..." and line not in printed] == []
