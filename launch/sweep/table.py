@@ -51,7 +51,7 @@ def _row(folder: Path, name: str, record: Record) -> Row:
     return Row(
         name,
         line["overrides"],
-        losses[-1]["step"] if losses else None,
+        metrics[-1].get("step") if metrics else None,
         steps,
         losses[-1]["loss"] if losses else None,
         objective,

@@ -54,6 +54,12 @@ def test_points_are_sorted_by_the_objective_and_those_without_come_last(tmp_path
     assert found[2].objective is found[2].loss is found[2].step is None
 
 
+def test_a_point_too_short_for_a_logged_loss_says_how_far_it_came(tmp_path: Path) -> None:
+    swept(tmp_path / "s", {"short": ({"seed": 1}, [{"step": 3, "val/a/loss": 4.5}])})
+    (row,) = rows(tmp_path / "s")
+    assert (row.step, row.loss, row.objective) == (3, None, 4.5)
+
+
 def test_a_line_of_the_table_is_a_point(tmp_path: Path) -> None:
     three(tmp_path / "s")
     lines = as_text(rows(tmp_path / "s"), "val loss").splitlines()
